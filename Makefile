@@ -1,0 +1,85 @@
+# make quickstart        train a small b1.58 model and its full-precision twin, pack it, generate from it (SMOKE=1: a few steps only)
+# make test              every quick test that needs no accelerator (TESTS=tests/test_quant.py: only those)
+# make test-slow         the slow ones
+# make lint types        style and types          make format       rewrites the files in the project's style
+# make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
+#
+# The environment is made once, in VENV, and again when pyproject.toml or constraints.txt change.
+# PYTHON=/path/to/python3 and VENV=folder choose others.
+
+VENV ?= .venv
+TESTS ?= tests
+SMOKE ?=
+# Two processes are quickest on two cores; more than four do not help a suite this small. One file stays in one process, for its fixtures.
+PYTEST_ARGS ?= -q -n auto --maxprocesses=4 --dist=loadfile
+
+BIN := $(VENV)/bin
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-slow lint types format setup clean clean-all
+
+help:
+	@sed -n 's/^# //p;/^$$/q' Makefile
+
+quickstart: $(VENV)/.installed
+	@$(BIN)/bitnet-jax quickstart $(if $(filter-out 0,$(SMOKE)),--smoke)
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(TESTS)
+
+test-slow: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow $(TESTS)
+
+lint: $(VENV)/.installed-lint
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"
+
+types: $(VENV)/.installed-lint
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_GLOBAL_NODE=off $(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-lint
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+setup: $(VENV)/.installed-test $(VENV)/.installed-lint
+
+clean:
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+clean-all: clean
+	@rm -rf runs
+	@if test -e $(VENV)/pyvenv.cfg || test -e $(VENV)/.unfinished; then rm -rf $(VENV); fi
+
+# --- environment -------------------------------------------------------------------------------------------------------------
+
+# $(call install,EXTRAS) brings the environment up to date. The file .unfinished stands in it from before the first change until
+# after the last, so an environment whose making was interrupted is thrown away and made anew rather than believed.
+define install
+@set -e; \
+if test -e $(VENV) && ! test -e $(VENV)/pyvenv.cfg && ! test -e $(VENV)/.unfinished; then \
+	echo "error: VENV=$(VENV) must be a virtual environment or not exist" >&2; exit 1; \
+fi; \
+if test -e $(VENV)/.unfinished || ! $(BIN)/python -c "" 2>/dev/null; then \
+	python="$(PYTHON)"; test -n "$$python" || python=$$(sh .ci/find_python); \
+	"$$python" -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null \
+		|| { echo "error: PYTHON=$$python must be a Python from 3.11 on that has the venv module" >&2; exit 1; }; \
+	echo "Making $(VENV) with $$("$$python" -V); downloading packages takes a minute or more."; \
+	rm -rf $(VENV); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
+	"$$python" -m venv $(VENV); \
+fi; \
+touch $(VENV)/.unfinished; \
+$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".$(1)"; \
+rm $(VENV)/.unfinished; \
+touch $@
+endef
+
+$(VENV)/.installed: $(REQUIREMENTS)
+	$(call install,)
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(call install,[test])
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(call install,[lint])
