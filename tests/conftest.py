@@ -1,0 +1,40 @@
+"""Settings of every test: strict JAX, CPU unless asked otherwise, and no writing outside temporary folders."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Set before JAX, Matplotlib and the Hugging Face libraries are imported, and inherited by processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+_scratch = tempfile.mkdtemp(prefix="bitnet-jax-tests-")
+for _variable, _folder in (("XDG_CACHE_HOME", "cache"), ("HF_HOME", "huggingface"), ("WANDB_DIR", "wandb")):
+    os.environ[_variable] = str(Path(_scratch, _folder))
+# Matplotlib's list of fonts takes seconds to make, so it outlives the session.
+os.environ["MPLCONFIGDIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "matplotlib")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Compiling is most of what tests of small models spend their time on; tests whose point is the compiler's own arithmetic ask for it.
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 2)  # so that sharding is exercised
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests that need a device which is not the default one."""
+    for item in items:
+        for marker, platform in (("gpu", "gpu"), ("tpu", "tpu")):
+            if item.get_closest_marker(marker) and jax.default_backend() != platform:
+                item.add_marker(pytest.mark.skip(reason=f"needs a {marker.upper()}"))
+
+
+def pytest_unconfigure() -> None:
+    """Removes what the tests wrote."""
+    shutil.rmtree(_scratch, ignore_errors=True)
