@@ -1,0 +1,96 @@
+"""The products of a linear layer: full precision, quantised (training) and packed (inference), as pure functions.
+
+Integer codes up to 128 are exact in bfloat16, and their sums below 2^24 are exact in float32, so `quantized` on codes and `packed` on
+bytes compute the same integers; both then multiply by the same scale, once. That is what makes a packed model the trained one.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from bitnet_jax import quant
+from bitnet_jax.array_types import Array, Float
+from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
+from kernels_pallas import PackedTernary, ternary_matmul
+
+
+def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"]) -> Float[Array, "... N"]:
+    """x @ kernel in the type of `x`, summed in float32."""
+    return _matmul(x, kernel.astype(x.dtype)).astype(x.dtype)
+
+
+def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
+    """The product of quantised activations and quantised weights, with straight-through gradients to both.
+
+    `INTEGER`: y = (codes_x @ codes_w) * (scale_x * scale_w). `FAKE`: y = (codes_x / s_x) @ (codes_w * scale_w).
+    Equal up to rounding; the first equals packed inference bit for bit.
+    """
+    if config.arithmetic is Arithmetic.INTEGER and config.weight is not WeightQuantizer.NONE:
+        return _integer(x, kernel, config)
+    w = quant.fake_quantize_weights(kernel, config)
+    return full(quant.fake_quantize_activations(x, config), w)
+
+
+def packed(x: Float[Array, "... K"], kernel: PackedTernary, config: QuantConfig, implementation: str | None = None) -> Float[Array, "... N"]:
+    """The product of quantised activations and packed ternary weights, in the type of `x`.
+
+    Args:
+        x: activations [..., K].
+        kernel: packed weights of one layer.
+        config: quantiser of the activations; `NONE` multiplies the activations as they are (TriLM).
+        implementation: name of a `ternary_matmul` implementation, which then runs or raises; None chooses.
+    """
+    if config.activation is ActivationQuantizer.NONE:
+        return ternary_matmul(x, kernel, out_dtype=x.dtype, implementation=implementation)
+    codes, scale = quant.quantize_activations(x, config)
+    return ternary_matmul(codes.astype(jnp.int8), kernel, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
+
+
+def _matmul(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, "... N"]:
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+# --- the integer product with straight-through gradients -------------------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _integer(x, kernel, config):
+    return _integer_forward(x, kernel, config)[0]
+
+
+def _integer_forward(x, kernel, config):
+    weights = quant.quantize_weights(kernel, config)
+    if config.activation is ActivationQuantizer.NONE:
+        activations, operand = None, x
+    else:
+        activations = quant.quantize_activations(x, config)
+        operand = activations.codes.astype(x.dtype)  # integers up to 128: exact in bfloat16 too
+    codes = weights.codes.astype(x.dtype)
+    if config.weight_group is None:
+        y = _matmul(operand, codes)
+        scale = weights.scale.reshape(())
+        y = y * scale if activations is None else y * (activations.scale * scale)
+    else:
+        groups, _, n = weights.scale.shape
+        split = operand.reshape(*operand.shape[:-1], groups, -1)
+        sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=jnp.float32)
+        y = jnp.sum(sums * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
+        y = y if activations is None else y * activations.scale
+    # int8 residuals: a quarter of the bytes of what is multiplied
+    kept_x = x if activations is None else (activations.codes.astype(jnp.int8), activations.scale)
+    return y.astype(x.dtype), (kept_x, weights.codes.astype(jnp.int8), weights.scale)
+
+
+def _integer_backward(config, kept, gradient):
+    kept_x, codes_w, scale_w = kept
+    dtype = gradient.dtype
+    w = quant.dequantize_weights(quant.Quantized(codes_w.astype(jnp.float32), scale_w)).astype(dtype)
+    dx = jax.lax.dot_general(gradient, w, (((gradient.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(dtype)
+    x = kept_x if not isinstance(kept_x, tuple) else (kept_x[0].astype(jnp.float32) * kept_x[1]).astype(dtype)
+    rows = tuple(range(gradient.ndim - 1))
+    dw = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dw
+
+
+_integer.defvjp(_integer_forward, _integer_backward)

@@ -1,0 +1,134 @@
+"""Every quantiser of the papers as a pure function, and the straight-through estimator.
+
+A quantiser returns integer-valued codes and a scale, the step between two neighbouring codes, so that value ≈ codes * scale.
+All arithmetic is float32 whatever the input's type; rounding is half to even, as torch.round; the smallest scale is held up by
+`max(., 1e-5)` and not by addition (FAQ, code listing).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from bitnet_jax.array_types import Array, Float, Float32
+from bitnet_jax.config import ActivationQuantizer, QuantConfig, WeightQuantizer
+from bitnet_jax.sums import exact_mean
+
+EPS = 1e-5
+"""Smallest magnitude that a scale is computed from (FAQ, code listing)."""
+
+
+class Quantized(NamedTuple):
+    """Integer-valued float32 codes, and the float32 step that turns them back into values (rank kept, so that codes * scale broadcasts)."""
+
+    codes: Float32[Array, "..."]
+    scale: Float32[Array, "..."]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Quantized:
+    """Codes in {-1, 0, 1} of a weight matrix and its scale.
+
+    With s the magnitude that `config.weight` names, over the whole matrix or over `weight_group` inputs of one column:
+
+        codes = clip(round(W * (1 / max(s, 1e-5))), -1, 1)     s = mean|W| (b1.58, section 2), median|W| (Reloaded), max|W|
+        codes = +1 where W > mean W, else -1                   s = mean|W| of the uncentred W (b1, section 2)
+
+    Args:
+        w: matrices [..., K, N]; leading axes are independent.
+        config: `weight` must not be `NONE`; K must be a multiple of `weight_group`.
+
+    Returns:
+        codes shaped as `w`, and scale [..., 1, 1], or [..., G, 1, N] for codes seen as [..., G, K / G, N]
+        (`grouped_scale` gives it the shape of `w`).
+    """
+    w = w.astype(jnp.float32)
+    if config.weight_group is None:
+        codes, scale = _quantize_block(w, (-2, -1), config.weight)
+        return Quantized(codes, scale)
+    *layers, k, n = w.shape
+    grouped = w.reshape(*layers, k // config.weight_group, config.weight_group, n)
+    codes, scale = _quantize_block(grouped, (-2,), config.weight)
+    return Quantized(codes.reshape(w.shape), scale)
+
+
+def _quantize_block(w: Float32[Array, "..."], axes: tuple[int, ...], quantizer: WeightQuantizer) -> Quantized:
+    magnitude = jnp.abs(w)
+    if quantizer is WeightQuantizer.ABSMEDIAN:
+        size = jnp.median(magnitude, axes, keepdims=True)
+    elif quantizer is WeightQuantizer.ABSMAX:
+        size = jnp.max(magnitude, axes, keepdims=True)
+    else:
+        size = exact_mean(magnitude, axes)
+    inverse = 1.0 / jnp.maximum(size, EPS)
+    if quantizer is WeightQuantizer.SIGN:
+        codes = jnp.where(w > exact_mean(w, axes), 1.0, -1.0)
+    else:
+        codes = jnp.clip(jnp.round(w * inverse), -1.0, 1.0)
+    return Quantized(codes, 1.0 / inverse)  # the FAQ divides by the inverse; for codes in {-1, 0, 1} this is that same number
+
+
+def dequantize_weights(quantized: Quantized) -> Float32[Array, "*layers K N"]:
+    """codes * scale, for one scale a matrix and for grouped scales alike."""
+    codes, scale = quantized
+    if scale.ndim == codes.ndim:
+        return codes * scale
+    *layers, groups, _, n = scale.shape
+    return (codes.reshape(*layers, groups, -1, n) * scale).reshape(codes.shape)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+def quantize_activations(x: Float[Array, "... K"], config: QuantConfig) -> Quantized:
+    """Codes in [-2^(b-1), 2^(b-1) - 1] of activations, and their scale (FAQ, code listing; b = 8 there).
+
+        s = (2^(b-1) - 1) / max(max|x|, 1e-5),   codes = clip(round(x * s), -2^(b-1), 2^(b-1) - 1),   scale = 1 / s
+
+    Args:
+        x: activations [..., K].
+        config: `activation` must not be `NONE`. `PER_TOKEN` takes the maximum over the last axis, `PER_TENSOR` over everything
+            (b1, section 2, while training).
+
+    Returns:
+        codes shaped as `x`, and scale [..., 1].
+    """
+    x = x.astype(jnp.float32)
+    factor = _activation_factor(x, config)
+    top = 2.0 ** (config.activation_bits - 1)
+    return Quantized(jnp.clip(jnp.round(x * factor), -top, top - 1.0), 1.0 / factor)
+
+
+def _activation_factor(x: Float32[Array, "... K"], config: QuantConfig) -> Float32[Array, "... 1"]:
+    axes = -1 if config.activation is ActivationQuantizer.PER_TOKEN else None
+    size = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), EPS)
+    return jnp.broadcast_to((2.0 ** (config.activation_bits - 1) - 1.0) / size, (*x.shape[:-1], 1))
+
+
+# --- straight-through estimator --------------------------------------------------------------------------------------
+
+
+def straight_through(x: Float[Array, "..."], quantized: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`quantized` forward, the identity backward: no gradient flows into codes or scale (b1, section 2).
+
+    Written (x - sg(x)) + sg(q): the first term is exactly zero, so the value is exactly q. The usual x + sg(q - x) rounds, and on
+    bfloat16 weights gives more than three distinct values.
+    """
+    return (x - stop_gradient(x)) + stop_gradient(quantized)
+
+
+def fake_quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Float[Array, "*layers K N"]:
+    """Weights rounded to codes * scale, in the type of `w`, with the straight-through gradient."""
+    if config.weight is WeightQuantizer.NONE:
+        return w
+    return straight_through(w, dequantize_weights(quantize_weights(w, config)).astype(w.dtype))
+
+
+def fake_quantize_activations(x: Float[Array, "... K"], config: QuantConfig) -> Float[Array, "... K"]:
+    """Activations rounded to codes / s, in the type of `x`, with the straight-through gradient."""
+    if config.activation is ActivationQuantizer.NONE:
+        return x
+    codes, _ = quantize_activations(x, config)
+    return straight_through(x, (codes / _activation_factor(x.astype(jnp.float32), config)).astype(x.dtype))

@@ -1,0 +1,141 @@
+"""The transformer: embedding, a stack of blocks, head. The KV cache goes in and comes out."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
+from bitnet_jax.config import Layers, ModelConfig, NormPlacement, Remat
+from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=[])
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens seen so far.
+
+    Row b of the batch holds `length[b]` valid positions, from 0 on; what lies behind them is never looked at and will be overwritten.
+    A right-padded prompt is undone by `dataclasses.replace(cache, length=prompt_lengths)`.
+
+    Attributes:
+        k: keys [L, B, S, K, H].
+        v: values [L, B, S, K, H].
+        length: valid positions of each row [B], int32.
+    """
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    length: Lengths
+
+    @property
+    def capacity(self) -> int:
+        """Positions S that a row can hold. Writing past it is the caller's error: XLA would clamp the index silently."""
+        return self.k.shape[2]
+
+    @staticmethod
+    def empty(config: ModelConfig, batch: int, capacity: int) -> "KVCache":
+        """A cache without tokens, in the model's compute type."""
+        shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+        zeros = jnp.zeros(shape, config.dtype.value)
+        return KVCache(zeros, jnp.zeros_like(zeros), jnp.zeros((batch,), jnp.int32))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["logits", "cache", "hidden"], meta_fields=[])
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+        logits: [B, T, V], or [B, 1, V] where `last` was given, in `config.logits_dtype`.
+        cache: the cache with the new tokens in it; None where none was given.
+        hidden: output of the final norm [B, T, D], or [B, 1, D] where `last` was given.
+    """
+
+    logits: Float[Array, "B T V"]
+    cache: KVCache | None
+    hidden: Hidden
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)); the block norms are absent where the norm is inside every linear layer."""
+
+    config: ModelConfig
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, carry, layer: Int32[Array, ""], positions: Positions):
+        config = self.config
+        x, cache = carry
+
+        def norm(name: str, x: Hidden) -> Hidden:
+            return x if config.norm is NormPlacement.INSIDE else Norm(config, name=name)(x)
+
+        out, cache = Attention(config, self.implementation, name="attn")(norm("attn_norm", x), positions, cache, layer)
+        x = x + out
+        x = x + FeedForward(config, self.implementation, name="ffn")(norm("ffn_norm", x))
+        return (x, cache), None
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model; `Transformer(config).apply({"params": params}, tokens).logits` is a forward pass.
+
+    Parameters are a nested dict, latent (`init`, training) or packed (`params.pack`); both are applied in the same way.
+
+    Attributes:
+        config: shape and arithmetic.
+        implementation: name of the `ternary_matmul` implementation for packed weights; None chooses.
+    """
+
+    config: ModelConfig
+    implementation: str | None = field(default=None, kw_only=True)
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, cache: KVCache | None = None, last: Lengths | None = None) -> Output:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: [B, T] int32, appended behind the `cache.length` tokens of each row.
+            cache: keys and values of earlier tokens, with room for T more; None starts at position 0 and keeps nothing.
+            last: [B] index into T; logits are computed at that position of each row alone.
+        """
+        config = self.config
+        batch, time = tokens.shape
+        start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.length
+        positions = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
+
+        embedding = Embedding(config, name="embed")()
+        x = embedding[tokens].astype(config.dtype.value)
+        kept = None if cache is None else (cache.k, cache.v)
+        x, kept = self._blocks((x, kept), positions)
+        if last is not None:
+            x = jnp.take_along_axis(x, last[:, None, None], 1)
+        hidden = Norm(config, name="final_norm")(x)
+        head = embedding.T if config.tie_embeddings else Head(config, name="head")()
+        logits = jax.lax.dot_general(hidden, head.astype(hidden.dtype), (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        if cache is not None and kept is not None:
+            cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
+        return Output(logits.astype(config.logits_dtype.value), cache, hidden)
+
+    def _blocks(self, carry, positions: Positions):
+        """The stack of blocks over `carry` = (x, cache), scanned over stacked parameters or written out."""
+        config = self.config
+        block = Block
+        if config.remat is not Remat.NONE:
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat is Remat.DOTS else None
+            block = nn.remat(Block, prevent_cse=config.layers is Layers.LOOP, policy=policy)
+        if config.layers is Layers.LOOP:
+            for i in range(config.num_layers):
+                carry, _ = block(config, self.implementation, name=f"block_{i}")(carry, jnp.int32(i), positions)
+            return carry
+        scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=(0, nn.broadcast))
+        carry, _ = scanned(config, self.implementation, name="blocks")(carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions)
+        return carry
+
+
+def parameter_shapes(config: ModelConfig) -> Any:
+    """The parameter tree of `config` as shapes and types; nothing is allocated, whatever the size."""
+    return jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
