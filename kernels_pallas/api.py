@@ -1,0 +1,146 @@
+"""`ternary_matmul`: check a call, choose who computes it, and say what its gradient is."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels_pallas import reference, xla
+from kernels_pallas.arg_specs import ArgSpec
+from kernels_pallas.packing import PackedTernary, check_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """A way to compute `ternary_matmul`."""
+
+    function: Callable[..., jax.Array]
+    """(x [M, K], w, x_scale float32 [M, 1] or None, out_dtype, config) → [M, N]; called only with what `supported` supports."""
+    supported: Callable[[ArgSpec], str | None]
+    """The reason why a call is not supported, or None: a function of the spec alone."""
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(reference.ternary_matmul, reference.supported),
+    "xla": Implementation(xla.ternary_matmul, xla.supported),
+}
+"""By name, from the plainest to the fastest; `implementation=None` takes the last one that supports the call.
+
+A package that brings another one adds a row, `IMPLEMENTATIONS["native"] = Implementation(function, supported)`, before the functions
+that are to use it are traced: a choice is made while tracing, and stays in what was compiled.
+"""
+
+
+def ternary_matmul(
+    x: jax.Array,
+    w: PackedTernary,
+    *,
+    x_scale: jax.Array | None = None,
+    out_dtype: Any,
+    implementation: str | None = None,
+    config: Any = None,
+) -> jax.Array:
+    """Activations times packed ternary weights (b1.58, section 2; the weights as in `packing`).
+
+    For x int8 [..., K] with x_scale float32 [..., 1], the multiplicative step of each row:
+
+        out[..., n] = float32(sum_k x[..., k] * W[k, n]) * (x_scale * w.scale)
+
+    with the sum in int32, exact for every input. Where w.scale is [G, N], each group g has its sum,
+    out[..., n] = x_scale * sum_g float32(sum_{k in g} x[..., k] * W[k, n]) * w.scale[g, n].
+    For x float32, bfloat16 or float16 [..., K] (only the weights quantised) x_scale is 1 and must be None, and sums are float32.
+    The result is [..., N], rounded once to the floating-point type `out_dtype`.
+
+    Works under jit, vmap, shard_map and grad. The gradient is that of floating-point x alone; asking for another one is an error.
+    `implementation` names a row of `IMPLEMENTATIONS`, which then runs or raises; None chooses the fastest that supports the call.
+    `config` is passed to a named implementation that has block sizes to choose; "reference" and "xla" have none.
+
+    Raises:
+        ValueError: a type, shape or name is wrong.
+        NotImplementedError: the named implementation does not support this call, or the gradient is not defined.
+    """
+    if not isinstance(w, PackedTernary):
+        raise ValueError(f"w is a {type(w).__name__}: must be a PackedTernary")
+    check_shapes(w)
+    if w.codes.ndim != 2:
+        raise ValueError(f"w has shape {w.shape}: must be [K, N] (index, scan or vmap its leading axes)")
+    x, out_dtype = jnp.asarray(x), jnp.dtype(out_dtype)
+    if x.ndim < 1 or x.shape[-1] != w.k:
+        raise ValueError(f"x has shape {x.shape}: its last axis must be K={w.k} of w")
+    if not jnp.issubdtype(out_dtype, jnp.floating):
+        raise ValueError(f"out_dtype={out_dtype} must be a floating-point type")
+    lead = x.shape[:-1]
+    if x.dtype == jnp.int8:
+        if x_scale is None:
+            raise ValueError("x_scale=None must be the step of each row of x, which is int8")
+        x_scale = jnp.asarray(x_scale)
+        if x_scale.dtype != jnp.float32 or x_scale.shape != (*lead, 1):
+            raise ValueError(f"x_scale is {x_scale.dtype}{list(x_scale.shape)}: must be float32{[*lead, 1]} for x of shape {x.shape}")
+        x_scale = x_scale.reshape(-1, 1)
+    elif x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"x has dtype {x.dtype}: must be int8, float32, bfloat16 or float16")
+    elif x_scale is not None:
+        raise ValueError(f"x_scale must be None for x of dtype {x.dtype}")
+
+    m = int(np.prod(lead))
+    if m == 0:
+        return jnp.zeros((*lead, w.n), out_dtype)
+    spec = ArgSpec(
+        m=m,
+        k=w.k,
+        n=w.n,
+        x_dtype=str(x.dtype),
+        out_dtype=str(out_dtype),
+        encoding=w.encoding,
+        group=w.group,
+        platform=jax.default_backend(),
+    )
+    name = _choose(spec, implementation, config)
+    with jax.named_scope(f"ternary_matmul_{name}"):
+        out = _matmul(IMPLEMENTATIONS[name].function, out_dtype, config, x.reshape(m, w.k), w, x_scale)
+    return out.reshape(*lead, w.n)
+
+
+def _choose(spec: ArgSpec, implementation: str | None, config: Any) -> str:
+    """The name of the implementation that runs."""
+    if implementation is None:
+        if config is not None:
+            raise ValueError(f"config={config!r} must come with the name of its implementation")
+        return next(name for name in reversed(IMPLEMENTATIONS) if IMPLEMENTATIONS[name].supported(spec) is None)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}, or None")
+    if config is not None and implementation in ("reference", "xla"):
+        raise ValueError(f"config={config!r} must be None: {implementation} has no block sizes")
+    reason = IMPLEMENTATIONS[implementation].supported(spec)
+    if reason is not None:
+        raise NotImplementedError(f"{implementation}: {reason}")
+    return implementation
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _matmul(function: Any, out_dtype: Any, config: Any, x: jax.Array, w: PackedTernary, x_scale: jax.Array | None) -> jax.Array:
+    return function(x, w, x_scale, out_dtype, config)
+
+
+def _forward(function: Any, out_dtype: Any, config: Any, x: Any, w: Any, x_scale: Any) -> Any:
+    # A zero gradient would be a wrong answer that nobody sees: scales and int8 activations stand behind a rounding.
+    if w.scale.perturbed:
+        raise NotImplementedError("ternary_matmul has no gradient with respect to w.scale: packed weights are constants")
+    if x_scale is not None:
+        raise NotImplementedError("ternary_matmul has no gradient through int8 activations: differentiate the unpacked model instead")
+    value = PackedTernary(w.codes.value, w.scale.value, k=w.k, encoding=w.encoding)
+    return function(x.value, value, None, out_dtype, config), (value, jnp.zeros((0,), x.value.dtype))
+
+
+def _backward(function: Any, out_dtype: Any, config: Any, residuals: Any, g: Any) -> Any:
+    w, like = residuals
+    if isinstance(g, jax.custom_derivatives.SymbolicZero):
+        return None, None, None
+    return xla.input_gradient(g, w, like.dtype), None, None
+
+
+_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
