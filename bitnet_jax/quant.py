@@ -62,12 +62,12 @@ def _quantize_block(w: Float32[Array, "..."], axes: tuple[int, ...], quantizer: 
         size = jnp.max(magnitude, axes, keepdims=True)
     else:
         size = exact_mean(magnitude, axes)
-    inverse = 1.0 / jnp.maximum(size, EPS)
+    scale = jnp.maximum(size, EPS)
     if quantizer is WeightQuantizer.SIGN:
         codes = jnp.where(w > exact_mean(w, axes), 1.0, -1.0)
     else:
-        codes = jnp.clip(jnp.round(w * inverse), -1.0, 1.0)
-    return Quantized(codes, 1.0 / inverse)  # the FAQ divides by the inverse; for codes in {-1, 0, 1} this is that same number
+        codes = jnp.clip(jnp.round(w * (1.0 / scale)), -1.0, 1.0)
+    return Quantized(codes, scale)
 
 
 def dequantize_weights(quantized: Quantized) -> Float32[Array, "*layers K N"]:
@@ -96,15 +96,16 @@ def quantize_activations(x: Float[Array, "... K"], config: QuantConfig) -> Quant
         codes shaped as `x`, and scale [..., 1].
     """
     x = x.astype(jnp.float32)
-    factor = _activation_factor(x, config)
-    top = 2.0 ** (config.activation_bits - 1)
-    return Quantized(jnp.clip(jnp.round(x * factor), -top, top - 1.0), 1.0 / factor)
+    size, top = _activation_size(x, config)
+    # A written reciprocal, and no 1 / s: the compiler may turn either division into it, or not, and the last bit with it.
+    return Quantized(jnp.clip(jnp.round(x * (top / size)), -top - 1.0, top), size * (1.0 / top))
 
 
-def _activation_factor(x: Float32[Array, "... K"], config: QuantConfig) -> Float32[Array, "... 1"]:
+def _activation_size(x: Float32[Array, "... K"], config: QuantConfig) -> tuple[Float32[Array, "... 1"], float]:
+    """The magnitude that becomes the largest code, and that code."""
     axes = -1 if config.activation is ActivationQuantizer.PER_TOKEN else None
     size = jnp.maximum(jnp.max(jnp.abs(x), axes, keepdims=True), EPS)
-    return jnp.broadcast_to((2.0 ** (config.activation_bits - 1) - 1.0) / size, (*x.shape[:-1], 1))
+    return jnp.broadcast_to(size, (*x.shape[:-1], 1)), 2.0 ** (config.activation_bits - 1) - 1.0
 
 
 # --- straight-through estimator --------------------------------------------------------------------------------------
@@ -131,4 +132,5 @@ def fake_quantize_activations(x: Float[Array, "... K"], config: QuantConfig) -> 
     if config.activation is ActivationQuantizer.NONE:
         return x
     codes, _ = quantize_activations(x, config)
-    return straight_through(x, (codes / _activation_factor(x.astype(jnp.float32), config)).astype(x.dtype))
+    size, top = _activation_size(x.astype(jnp.float32), config)
+    return straight_through(x, (codes / (top / size)).astype(x.dtype))

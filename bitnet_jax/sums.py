@@ -21,14 +21,14 @@ def exact_mean(x: Float32[Array, "..."], axes: Sequence[int]) -> Float32[Array, 
     Each value is cut into two 12-bit digits relative to the largest magnitude of its sum, x = (h + l / 4096) * unit, so that a value is off
     by at most 2^-25 of the largest: closer than a float32 sum of more than a few terms.
     """
-    count = 1
+    count = 1.0
     for axis in axes:
         count *= x.shape[axis]
     unit = _power_of_two(jnp.max(jnp.abs(x), tuple(axes), keepdims=True)) * (2.0 / _BASE)
     digits = x / unit
     high = jnp.floor(digits)
     low = jnp.round((digits - high) * _BASE)
-    return (_sum(high, list(axes)) * _BASE + _sum(low, list(axes))) * (unit / _BASE) / count
+    return (_sum(high, list(axes)) * _BASE + _sum(low, list(axes))) * (unit * (1.0 / _BASE / count))
 
 
 def _power_of_two(x: Float32[Array, "..."]) -> Float32[Array, "..."]:

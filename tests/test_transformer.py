@@ -159,13 +159,13 @@ def test_twins_start_equal_and_differ_in_one_field():
     assert not np.allclose(logits(config, init(config), tokens()), logits(config.twin, init(config), tokens()))
 
 
-def test_gradients_reach_every_parameter():
-    for name, config in VARIANTS.items():
-        params = init(config)
-        gradients = jax.jit(jax.grad(lambda p, c=config: jnp.square(forward(c, p, tokens()).logits).astype(jnp.float32).mean()))(params)
-        for path, leaf in trees.leaves(gradients):
-            assert np.isfinite(leaf).all(), (name, path)
-            assert np.abs(leaf).max() > 0, (name, path)
+@pytest.mark.parametrize("name", ["bitnet", "2b4t", "b1"])
+def test_gradients_reach_every_parameter(name):
+    config = VARIANTS[name]
+    gradients = jax.jit(jax.grad(lambda p: jnp.square(forward(config, p, tokens()).logits).astype(jnp.float32).mean()))(init(config))
+    for path, leaf in trees.leaves(gradients):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
 
 
 def test_logits_type_is_as_configured():

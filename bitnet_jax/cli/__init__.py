@@ -1,0 +1,54 @@
+"""The command `bitnet-jax`: one file a command, and one line for each error.
+
+Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a run that could not go on; 2 a wrong input; 130 interrupted.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from bitnet_jax.errors import RunError, UserError
+
+COMMANDS = {
+    "quickstart": "train a small ternary model and its full-precision twin, pack it, prove it, generate from it",
+    "train": "train a model from a preset or a configuration file; an interrupted run goes on where it was",
+    "eval": "perplexity and bits per byte of a model on a text",
+    "generate": "continue a prompt",
+    "pack": "write a model as one file, with 2 or 1.6 bits a ternary weight",
+    "info": "say what a run or a model file is",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. With BITNET_JAX_TRACEBACK=1 an error keeps its traceback."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from bitnet_jax import __version__
+
+        print(f"bitnet-jax {__version__}")
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise UserError(f"command {args[0]!r} is unknown: must be one of {', '.join(COMMANDS)}")
+        return importlib.import_module(f"bitnet_jax.cli.{args[0]}").run(args[1:])
+    except (UserError, RunError, OSError, MemoryError, KeyboardInterrupt) as error:
+        if os.environ.get("BITNET_JAX_TRACEBACK") == "1":
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        if isinstance(error, KeyboardInterrupt):
+            print("bitnet-jax: interrupted", file=sys.stderr)
+            return 130
+        print(f"bitnet-jax: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return f"usage: bitnet-jax COMMAND [FLAGS]\n\n{rows}\n\nbitnet-jax COMMAND --help lists a command's flags."

@@ -1,0 +1,73 @@
+"""bitnet-jax generate MODEL PROMPT…: continues prompts."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from bitnet_jax.cli import arguments
+from bitnet_jax.errors import UserError
+from bitnet_jax.inference.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Continues one or more prompts; one is shown as it is written, several are computed together and shown when they are done."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a model file."""
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Prompts; without one, standard input is the prompt."""
+    max_new_tokens: int = 128
+    """Tokens to make at most for each prompt."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(temperature=0.8)
+    """How the next token is chosen."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation; they are not shown."""
+    seed: int = 0
+    """Seed of the draws."""
+    stream: bool = True
+    """Show the text as it is made, where there is one prompt."""
+    implementation: str | None = None
+    """Kernel for packed weights; None chooses."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parsed = arguments.parse(Args, args, "generate")
+    from bitnet_jax import models
+    from bitnet_jax.inference import generate, stream
+
+    prompts = list(parsed.prompts)
+    if not prompts:
+        if sys.stdin.isatty():
+            raise UserError("no prompt is given: must be an argument, or standard input")
+        prompts = [sys.stdin.read().rstrip("\n")]
+    model = models.load(parsed.model)
+    options = {
+        "max_new_tokens": parsed.max_new_tokens,
+        "sampling": parsed.sampling,
+        "tokenizer": model.need_tokenizer(),
+        "stop_strings": parsed.stop,
+        "seed": parsed.seed,
+        "implementation": parsed.implementation,
+    }
+    if len(prompts) == 1 and parsed.stream:
+        pieces = stream(model.params, model.config, prompts, **options)
+        print(prompts[0], end="", flush=True)
+        for piece in pieces:
+            print(piece.text, end="", flush=True)
+        print()
+        result = pieces.result()
+    else:
+        result = generate(model.params, model.config, prompts, **options)
+        for number, (prompt, row) in enumerate(zip(prompts, result.rows, strict=True), 1):
+            print(f"{f'--- {number} ---' + chr(10) if len(prompts) > 1 else ''}{prompt}{row.text}")
+    timing = result.timing
+    pace = f", {timing.decode_tokens_per_second:,.1f} tokens/s" if timing.decode_tokens_per_second else ""
+    reasons = ", ".join(row.finish.value for row in result.rows if row.finish is not None)
+    print(f"{timing.new_tokens} tokens ({reasons}){pace}; compiled in {timing.compile_seconds:.1f} s", file=sys.stderr)
+    return 0

@@ -1,0 +1,75 @@
+"""AdamW as an optax chain whose learning rate and weight decay follow the number of the update, and which parameters decay."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bitnet_jax.config import OptimizerConfig
+from bitnet_jax.training import schedules
+
+Params = Any
+NOT_DECAYED = ("scale", "embed")
+"""Names in a parameter's path that take it out of weight decay: the gains of norms, and the embedding."""
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation, and the schedules that it follows.
+
+    Attributes:
+        transform: optax transformation; its `update` takes the keyword `step`, the number of the update from 1.
+        learning_rate: number of the update → learning rate.
+        weight_decay: number of the update → weight decay.
+    """
+
+    transform: optax.GradientTransformationExtraArgs
+    learning_rate: schedules.Rate
+    weight_decay: schedules.Rate
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
+    """AdamW for a run of `steps` updates: gradients clipped to a global norm, Adam's direction, decoupled weight decay, learning rate.
+
+        g ← g * min(1, clip_norm / |g|);   p ← p - lr(t) * (m / (sqrt(v) + eps) + wd(t) * p * decays(p))
+
+    with bias-corrected m and v (b1.58 FAQ, Table 2: betas (0.9, 0.95)). The schedules are read at the number of the update that the
+    caller passes, not at a counter of their own, so that a skipped step does not shift them against the data.
+    The moments are float32, as the parameters are.
+    """
+    rate, decay = schedules.learning_rate(config, steps), schedules.weight_decay(config, steps)
+    links = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    links.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.float32))
+    links.append(_decay_and_scale(rate, decay))
+    return Optimizer(optax.with_extra_args_support(optax.chain(*links)), rate, decay)
+
+
+def decays(params: Params) -> Any:
+    """A tree like `params` of booleans: whether weight decay acts on that parameter.
+
+    Decayed are the matrices: every linear layer, and an untied `head`, which is a product like the others and which nothing else
+    bounds. Not decayed are the gains of norms (`scale`) and the embedding (`embed`), tied or not. The papers do not say; leaving
+    both out is common practice.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: not any(_name(key) in NOT_DECAYED for key in path), params)
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", key)))
+
+
+def _decay_and_scale(rate: schedules.Rate, decay: schedules.Rate) -> optax.GradientTransformationExtraArgs:
+    def init(params: Params) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Params = None, **extra: Any) -> tuple[Any, Any]:
+        step = extra["step"]
+        lr, wd = rate(step), decay(step)
+
+        def scaled(direction: jax.Array, param: jax.Array, decayed: bool) -> jax.Array:
+            return -lr * (direction + wd * param if decayed else direction)
+
+        return jax.tree.map(scaled, updates, params, decays(params)), state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,63 @@
+"""The commands one after the other on a small run: train, resume, eval, pack, generate, info."""
+
+import json
+
+import pytest
+
+import bitnet_jax as bj
+from bitnet_jax import cli
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.\n\n" * 60
+SMALL = ("--steps", "4", "--batch-size", "2", "--data.seq-len", "16", "--data.tokenizer", "bytes", "--optimizer.warmup-steps", "1",
+         "--output.log-every", "2", "--output.checkpoint-every", "2", "--output.no-tensorboard",
+         "--model.vocab-size", "257", "--model.hidden-size", "32", "--model.ffn-size", "48", "--model.num-layers", "2", "--model.head-dim", "16")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    (tmp_path / "other.txt").write_text("It was the spring of hope, it was the winter of despair.")
+    train = ("train", "ladder-0.2m", "--out", "run", "--data.source", "corpus.txt", *SMALL)
+
+    def out(*args):
+        assert cli.main(list(args)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert "run: 4 steps done" in out(*train)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4]
+    assert {"perplexity", "learning_rate", "weight_decay", "grad_norm", "tokens_per_second"} <= lines[0].keys()
+    assert "run: 4 steps done" in out(*train)  # again: nothing is left to do
+
+    assert cli.main([*train, "--seed", "1"]) == 2
+    assert "seed: 0 → 1" in capsys.readouterr().err
+
+    facts = json.loads(out("eval", "run", "other.txt", "--json", "--window", "16", "--stride", "8"))
+    assert facts["tokens"] == facts["bytes"] == 56  # all of the text, and the end of text after it; the first token is not predicted
+    assert 1 < facts["perplexity"] < 1000
+    assert "bits per byte" in out("eval", "run")
+
+    for encoding in ("two_bit", "base3"):
+        assert "greedy tokens equal" in out("pack", "run", f"{encoding}.safetensors", "--encoding", encoding)
+        packed = json.loads(out("eval", f"{encoding}.safetensors", "other.txt", "--json", "--window", "16", "--stride", "8"))
+        assert packed["perplexity"] == pytest.approx(facts["perplexity"], rel=1e-6)
+    assert cli.main(["pack", "run", "two_bit.safetensors"]) == 2
+    assert "two_bit.safetensors exists: --force replaces it" in capsys.readouterr().err
+
+    greedy = ("--temperature", "0", "--max-new-tokens", "12")
+    texts = {out("generate", model, "It was", *greedy) for model in ("run", "two_bit.safetensors", "base3.safetensors")}
+    assert len(texts) == 1
+    assert texts.pop().startswith("It was")
+    assert out("generate", "run", "It was", *greedy, "--no-stream") == out("generate", "run", "It was", *greedy)
+    assert "--- 2 ---" in out("generate", "run", "It was", "the", *greedy)
+
+    facts = json.loads(out("info", "two_bit.safetensors", "--json"))
+    assert facts["packed"]
+    assert len(facts["layers"]) == 14
+    assert all(sum(row["fractions"]) == pytest.approx(1) for row in facts["layers"])
+    assert "ternary weights" in out("info", "run")
+
+    model = bj.load("run")
+    tokens = model.need_tokenizer().encode("It was")[None]
+    assert bj.Transformer(model.config).apply({"params": model.params}, tokens).logits.shape == (1, 6, 257)
