@@ -5,6 +5,7 @@ bytes compute the same integers; both then multiply by the same scale, once. Tha
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, Weig
 from kernels_pallas import PackedTernary, ternary_matmul
 
 
-def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"]) -> Float[Array, "... N"]:
-    """x @ kernel in the type of `x`, summed in float32."""
-    return _matmul(x, kernel.astype(x.dtype)).astype(x.dtype)
+def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
+    """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`)."""
+    return _product(x, kernel.astype(x.dtype)).astype(out_dtype or x.dtype)
 
 
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
@@ -47,8 +48,35 @@ def packed(x: Float[Array, "... K"], kernel: PackedTernary, config: QuantConfig,
     return ternary_matmul(codes.astype(jnp.int8), kernel, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
 
 
+# --- the plain product and its gradients -----------------------------------------------------------------------------
+
+
 def _matmul(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, "... N"]:
     return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _input_gradient(gradient: Float[Array, "... N"], w: Float[Array, "K N"]) -> Float[Array, "... K"]:
+    return jax.lax.dot_general(gradient, w, (((gradient.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _weight_gradient(x: Float[Array, "... K"], gradient: Float[Array, "... N"]) -> Float[Array, "K N"]:
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _product(x, w):
+    return _matmul(x, w)
+
+
+def _product_backward(kept, gradient):
+    # Written out because autodiff would make the weight gradient as [N, K] and transpose it, at half the speed on a CPU.
+    x, w = kept
+    gradient = gradient.astype(x.dtype)
+    return _input_gradient(gradient, w).astype(x.dtype), _weight_gradient(x, gradient).astype(w.dtype)
+
+
+_product.defvjp(lambda x, w: (_matmul(x, w), (x, w)), _product_backward)
 
 
 # --- the integer product with straight-through gradients -------------------------------------------------------------
@@ -86,11 +114,8 @@ def _integer_backward(config, kept, gradient):
     kept_x, codes_w, scale_w = kept
     dtype = gradient.dtype
     w = quant.dequantize_weights(quant.Quantized(codes_w.astype(jnp.float32), scale_w)).astype(dtype)
-    dx = jax.lax.dot_general(gradient, w, (((gradient.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(dtype)
     x = kept_x if not isinstance(kept_x, tuple) else (kept_x[0].astype(jnp.float32) * kept_x[1]).astype(dtype)
-    rows = tuple(range(gradient.ndim - 1))
-    dw = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return dx, dw
+    return _input_gradient(gradient, w).astype(dtype), _weight_gradient(x, gradient)
 
 
 _integer.defvjp(_integer_forward, _integer_backward)

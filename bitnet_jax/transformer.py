@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bitnet_jax import dot
 from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
 from bitnet_jax.config import Layers, ModelConfig, NormPlacement, Remat
 from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
@@ -115,10 +116,10 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, last[:, None, None], 1)
         hidden = Norm(config, name="final_norm")(x)
         head = embedding.T if config.tie_embeddings else Head(config, name="head")()
-        logits = jax.lax.dot_general(hidden, head.astype(hidden.dtype), (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        logits = dot.full(hidden, head, config.logits_dtype.value)
         if cache is not None and kept is not None:
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
-        return Output(logits.astype(config.logits_dtype.value), cache, hidden)
+        return Output(logits, cache, hidden)
 
     def _blocks(self, carry, positions: Positions):
         """The stack of blocks over `carry` = (x, cache), scanned over stacked parameters or written out."""
