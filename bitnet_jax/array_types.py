@@ -22,4 +22,21 @@ Keys = Float[Array, "B S K H"]
 Values = Float[Array, "B S K H"]
 Kernel = Float32[Array, "*layers K N"]
 
-__all__ = ["Array", "Float", "Float32", "Hidden", "Int", "Int8", "Int32", "Kernel", "Keys", "Lengths", "Logits", "Positions", "Queries", "Tokens", "UInt8", "Values"]
+__all__ = [
+    "Array",
+    "Float",
+    "Float32",
+    "Hidden",
+    "Int",
+    "Int8",
+    "Int32",
+    "Kernel",
+    "Keys",
+    "Lengths",
+    "Logits",
+    "Positions",
+    "Queries",
+    "Tokens",
+    "UInt8",
+    "Values",
+]

@@ -186,14 +186,20 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "ffn_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_seq_len"):
             value = getattr(self, name)
             _require(0 < value < 2**31, f"{name}={value} must be from 1 to 2147483647")
-        _require(self.num_heads % self.num_kv_heads == 0, f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        _require(
+            self.num_heads % self.num_kv_heads == 0, f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
+        )
         _require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
         _require(self.rope_theta > 0 and math.isfinite(self.rope_theta), f"rope_theta={self.rope_theta} must be positive and finite")
         _require(0 < self.norm_eps < 1, f"norm_eps={self.norm_eps} must lie between 0 and 1")
         if self.init_std is not None:
             _require(0 < self.init_std < math.inf, f"init_std={self.init_std} must be positive and finite")
         if self.linear is Linear.BIT and self.quant.weight_group is not None:
-            for name, size in (("hidden_size", self.hidden_size), ("ffn_size", self.ffn_size), ("num_heads * head_dim", self.num_heads * self.head_dim)):
+            for name, size in (
+                ("hidden_size", self.hidden_size),
+                ("ffn_size", self.ffn_size),
+                ("num_heads * head_dim", self.num_heads * self.head_dim),
+            ):
                 _require(size % self.quant.weight_group == 0, f"{name}={size} must be a multiple of weight_group={self.quant.weight_group}")
 
     @property
@@ -223,7 +229,8 @@ class DataConfig:
     """Where text comes from and how it becomes token windows."""
 
     source: str = "shakespeare"
-    """'shakespeare' (38 plays, public domain), a file, folder or glob of .txt/.jsonl/.jsonl.zst/.parquet, or 'hf:NAME' for a Hugging Face data set."""
+    """'shakespeare' (38 plays, public domain); a file, folder or glob of .txt, .jsonl, .jsonl.zst or .parquet; or 'hf:NAME[:CONFIG]', a
+    data set of the Hugging Face hub."""
     text_field: str = "text"
     """Field that holds the text in .jsonl and .parquet records."""
     tokenizer: str = "bpe"
@@ -231,7 +238,7 @@ class DataConfig:
     seq_len: int = 256
     """Tokens of one training window (T)."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, from 0 to 0.5; a share of the text where the corpus is one document."""
+    """Share of the documents held out, above 0 and at most 0.5; the end of the text where that is less than half a document."""
     cache_dir: str | None = None
     """Folder of tokenised corpora; None is the user's cache folder."""
 
@@ -249,7 +256,8 @@ class OptimizerConfig:
     learning_rate: float = 1.5e-3
     """Peak learning rate; of stage one where there are two stages."""
     second_learning_rate: float | None = 1.0e-3
-    """Peak of stage two (virtual: the rate continues the line that falls from it); single-stage schedules ignore it."""
+    """Peak of stage two: of the line that it is the latter part of (two_stage_linear), or where its cosine starts (two_stage_cosine).
+    Single-stage schedules ignore it."""
     final_learning_rate: float = 3e-5
     """Learning rate at the last step."""
     warmup_steps: int = 375
@@ -344,15 +352,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation", "non_finite_limit"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _require(self.batch_size % self.accumulation == 0, f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}")
+        _require(
+            self.batch_size % self.accumulation == 0, f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}"
+        )
         _require(self.z_loss >= 0, f"z_loss={self.z_loss} must not be negative")
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 4294967295")
         _require(
-            self.data.seq_len <= self.model.max_seq_len, f"seq_len={self.data.seq_len} must be at most the model's max_seq_len={self.model.max_seq_len}"
+            self.data.seq_len <= self.model.max_seq_len,
+            f"seq_len={self.data.seq_len} must be at most the model's max_seq_len={self.model.max_seq_len}",
         )
-        _require(
-            self.optimizer.warmup_steps < self.steps, f"warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}"
-        )
+        _require(self.optimizer.warmup_steps < self.steps, f"warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -384,7 +393,9 @@ def from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:
         raise UserError(f"{where} has unknown field {unknown[0]!r}: must be one of {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     missing = [
-        f.name for f in fields.values() if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        f.name
+        for f in fields.values()
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise UserError(f"{where} lacks field {missing[0]!r}")

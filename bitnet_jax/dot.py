@@ -33,7 +33,9 @@ def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: Qua
     return full(quant.fake_quantize_activations(x, config), w)
 
 
-def packed(x: Float[Array, "... K"], kernel: PackedTernary, config: QuantConfig, implementation: str | None = None) -> Float[Array, "... N"]:
+def packed(
+    x: Float[Array, "... K"], kernel: PackedTernary, config: QuantConfig, implementation: str | None = None
+) -> Float[Array, "... N"]:
     """The product of quantised activations and packed ternary weights, in the type of `x`.
 
     Args:

@@ -78,7 +78,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Positions, cache: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None, layer: Int32[Array, ""]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        cache: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None,
+        layer: Int32[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None]:
         config = self.config
         batch, time, _ = x.shape

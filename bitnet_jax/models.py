@@ -51,7 +51,10 @@ class Model:
         return self.tokenizer
 
 
-def load(path: str | Path, warn: Callable[[str], None] = logging.getLogger("bitnet_jax").warning) -> Model:
+_warn = logging.getLogger("bitnet_jax").warning
+
+
+def load(path: str | Path, warn: Callable[[str], None] = _warn) -> Model:
     """The model at `path`: a run's folder (its newest whole checkpoint), or a model file (.safetensors).
 
     Args:

@@ -132,7 +132,8 @@ class Transformer(nn.Module):
             for i in range(config.num_layers):
                 carry, _ = block(config, self.implementation, name=f"block_{i}")(carry, jnp.int32(i), positions)
             return carry
-        scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=(0, nn.broadcast))
+        axes: Any = (0, nn.broadcast)  # declared as one int
+        scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=axes)
         carry, _ = scanned(config, self.implementation, name="blocks")(carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions)
         return carry
 

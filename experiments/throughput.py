@@ -47,8 +47,8 @@ def main(args: list[str] | None = None) -> None:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{preset}-{device}.json"
         path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        ratio = facts["ratio"]
-        print(f"{preset}: BitNet step / twin step = {ratio['median']:.3f} ({ratio['quartiles'][0]:.3f} to {ratio['quartiles'][1]:.3f}) → {path}")
+        low, high = facts["ratio"]["quartiles"]
+        print(f"{preset}: BitNet step / twin step = {facts['ratio']['median']:.3f} ({low:.3f} to {high:.3f}) → {path}")
 
 
 def measure(preset: str, batch_size: int, seq_len: int, pairs: int, dtype: DType, remat: Remat) -> dict[str, Any]:

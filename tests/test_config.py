@@ -57,7 +57,7 @@ def test_text_that_is_no_configuration_is_an_error(text):
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match="preset 'gpt-5' is unknown: must be one of .*bitnet-b1.58-2b4t"):
+    with pytest.raises(UserError, match=r"preset 'gpt-5' is unknown: must be one of .*bitnet-b1.58-2b4t"):
         ModelConfig.preset("gpt-5")
 
 

@@ -57,7 +57,10 @@ def test_unpack_gives_codes_times_scale_and_packs_to_the_same_codes():
 def test_codes_are_those_that_pack_writes():
     config = tiny()
     params = init(config)
-    assert np.array_equal(trees.codes(params, config)["blocks"]["attn"]["q"]["kernel"], unpack_codes(trees.pack(params, config)["blocks"]["attn"]["q"]["kernel"]))
+    assert np.array_equal(
+        trees.codes(params, config)["blocks"]["attn"]["q"]["kernel"],
+        unpack_codes(trees.pack(params, config)["blocks"]["attn"]["q"]["kernel"]),
+    )
     assert trees.codes(params, config.twin) == {}
 
 

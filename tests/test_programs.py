@@ -18,6 +18,7 @@ def test_each_set_of_shapes_and_types_is_compiled_once():
         compiled, seconds = program.prepare(x)
         assert np.array_equal(compiled(x), 2 * x)
         assert seconds >= 0
+        assert program.prepare(x)[0] is compiled
     assert traced == [(2,), (3,), (2,)]  # one size, another, another type
 
 

@@ -12,7 +12,9 @@ from bitnet_jax import quant
 from bitnet_jax.config import ActivationQuantizer, QuantConfig, WeightQuantizer
 
 ABSMEAN = QuantConfig()
-matrices = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-128, 128, width=32, allow_subnormal=False))
+matrices = arrays(
+    np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-128, 128, width=32, allow_subnormal=False)
+)
 
 
 def test_absmean_of_the_worked_example():
@@ -58,7 +60,12 @@ def test_codes_do_not_change_with_a_power_of_two(quantizer, power):
 
 def test_scales_are_what_the_papers_name():
     w = jnp.array([[0.1, -0.4], [0.3, 1.0], [-0.2, -0.6]])
-    expected = {WeightQuantizer.ABSMEAN: 2.6 / 6, WeightQuantizer.ABSMEDIAN: 0.35, WeightQuantizer.ABSMAX: 1.0, WeightQuantizer.SIGN: 2.6 / 6}
+    expected = {
+        WeightQuantizer.ABSMEAN: 2.6 / 6,
+        WeightQuantizer.ABSMEDIAN: 0.35,
+        WeightQuantizer.ABSMAX: 1.0,
+        WeightQuantizer.SIGN: 2.6 / 6,
+    }
     for quantizer, scale in expected.items():
         np.testing.assert_allclose(quant.quantize_weights(w, QuantConfig(weight=quantizer)).scale, [[scale]], rtol=1e-6)
 
@@ -77,9 +84,7 @@ def test_groups_are_quantised_each_for_itself():
             alone = quant.quantize_weights(w[4 * group : 4 * group + 4, column : column + 1], ABSMEAN)
             assert np.array_equal(grouped.codes[4 * group : 4 * group + 4, column : column + 1], alone.codes)
             np.testing.assert_allclose(grouped.scale[group, 0, column], alone.scale[0, 0], rtol=1e-6)
-    np.testing.assert_array_equal(
-        quant.dequantize_weights(grouped), grouped.codes * jnp.repeat(grouped.scale[:, 0], 4, axis=0)
-    )
+    np.testing.assert_array_equal(quant.dequantize_weights(grouped), grouped.codes * jnp.repeat(grouped.scale[:, 0], 4, axis=0))
 
 
 @given(x=matrices, bits=st.integers(2, 8))

@@ -38,7 +38,9 @@ def test_the_bits_do_not_depend_on_the_order(shape):
     assert (scanned == expected).all()
 
 
-@given(x=arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1024, 1024, width=32, allow_subnormal=False)))
+@given(
+    x=arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1024, 1024, width=32, allow_subnormal=False))
+)
 @settings(max_examples=50, deadline=None)
 def test_any_small_matrix_has_its_mean(x):
     mean = float(exact_mean(jnp.asarray(x), (-2, -1))[0, 0])

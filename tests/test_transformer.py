@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from bitnet_jax import params as trees
-from bitnet_jax.config import ActivationQuantizer, Arithmetic, DType, FeedForward, Layers, Linear, NormKind, NormPlacement, QuantConfig, Remat, WeightQuantizer
+from bitnet_jax.config import (
+    ActivationQuantizer,
+    Arithmetic,
+    DType,
+    FeedForward,
+    Layers,
+    Linear,
+    NormKind,
+    NormPlacement,
+    QuantConfig,
+    Remat,
+    WeightQuantizer,
+)
 from bitnet_jax.errors import UserError
 from bitnet_jax.transformer import KVCache, Transformer
 from kernels_pallas import Encoding
@@ -21,7 +33,13 @@ VARIANTS = {
     "inside": tiny(norm=NormPlacement.INSIDE),
     "no_norm": tiny(norm=NormPlacement.NONE, quant=QuantConfig(activation=ActivationQuantizer.NONE)),
     "2b4t": tiny(ffn=FeedForward.RELU2, rope_theta=500_000.0, dtype=DType.BFLOAT16),
-    "b1": tiny(ffn=FeedForward.GELU, norm=NormPlacement.INSIDE, norm_kind=NormKind.LAYER, quant=QuantConfig(weight=WeightQuantizer.SIGN), tie_embeddings=False),
+    "b1": tiny(
+        ffn=FeedForward.GELU,
+        norm=NormPlacement.INSIDE,
+        norm_kind=NormKind.LAYER,
+        quant=QuantConfig(weight=WeightQuantizer.SIGN),
+        tie_embeddings=False,
+    ),
     "grouped_fake": tiny(quant=QuantConfig(weight_group=16, arithmetic=Arithmetic.FAKE), num_kv_heads=4),
 }
 variants = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -73,7 +91,10 @@ def test_scan_equals_loop(config):
     loop = replace(config, layers=Layers.LOOP)
     assert jax.tree.structure(trees.unstack(params)) == jax.tree.structure(init(loop))
     np.testing.assert_allclose(
-        logits(config, params, tokens()).astype(jnp.float32), logits(loop, trees.unstack(params), tokens()).astype(jnp.float32), rtol=1e-5, atol=1e-5
+        logits(config, params, tokens()).astype(jnp.float32),
+        logits(loop, trees.unstack(params), tokens()).astype(jnp.float32),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -131,7 +152,9 @@ def test_packed_weights_give_the_latent_model(name, encoding):
     config = VARIANTS[name]
     params = init(config)
     packed = trees.pack(params, config, encoding)
-    optimized = jax.jit(forward, static_argnums=0, compiler_options={"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False})
+    optimized = jax.jit(
+        forward, static_argnums=0, compiler_options={"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    )
     for run in (apply, optimized):
         assert np.array_equal(run(config, params, tokens()).logits, run(config, packed, tokens()).logits)
 
@@ -192,8 +215,18 @@ def test_parameter_paths_are_the_public_contract():
     config = tiny(tie_embeddings=False)
     shapes = {"/".join(path): leaf.shape for path, leaf in trees.leaves(jax.eval_shape(lambda: init(config)))}
     assert shapes == {
-        "embed/embedding": (61, 32), "final_norm/scale": (32,), "head/kernel": (32, 61),
-        "blocks/attn_norm/scale": (2, 32), "blocks/ffn_norm/scale": (2, 32), "blocks/attn/sub_norm/scale": (2, 32), "blocks/ffn/sub_norm/scale": (2, 48),
-        "blocks/attn/q/kernel": (2, 32, 32), "blocks/attn/k/kernel": (2, 32, 16), "blocks/attn/v/kernel": (2, 32, 16), "blocks/attn/o/kernel": (2, 32, 32),
-        "blocks/ffn/gate/kernel": (2, 32, 48), "blocks/ffn/up/kernel": (2, 32, 48), "blocks/ffn/down/kernel": (2, 48, 32),
-    }  # fmt: skip
+        "embed/embedding": (61, 32),
+        "final_norm/scale": (32,),
+        "head/kernel": (32, 61),
+        "blocks/attn_norm/scale": (2, 32),
+        "blocks/attn/q/kernel": (2, 32, 32),
+        "blocks/attn/k/kernel": (2, 32, 16),
+        "blocks/attn/v/kernel": (2, 32, 16),
+        "blocks/attn/sub_norm/scale": (2, 32),
+        "blocks/attn/o/kernel": (2, 32, 32),
+        "blocks/ffn_norm/scale": (2, 32),
+        "blocks/ffn/gate/kernel": (2, 32, 48),
+        "blocks/ffn/up/kernel": (2, 32, 48),
+        "blocks/ffn/sub_norm/scale": (2, 48),
+        "blocks/ffn/down/kernel": (2, 48, 32),
+    }

@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from bitnet_jax import config as configs
 from bitnet_jax.config import ModelConfig, TrainConfig
@@ -29,9 +29,8 @@ def parse(kind: type[Args], args: Sequence[str], command: str, default: Args | N
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                kind, args=list(args), prog=f"bitnet-jax {command}", default=default, config=(tyro.conf.EnumChoicesFromValues,)
-            )  # pyright: ignore[reportCallIssue, reportArgumentType]
+            choices = (tyro.conf.EnumChoicesFromValues,)
+            return cast(Args, tyro.cli(kind, args=list(args), prog=f"bitnet-jax {command}", default=default, config=choices))
     except SystemExit as error:
         if error.code in (0, None):
             sys.stderr.write(box.getvalue())
@@ -86,7 +85,11 @@ def starting_point(args: Sequence[str], command: str) -> tuple[TrainConfig, list
 def from_preset(name: str) -> TrainConfig:
     """A run of the preset `name`: its published optimiser where there is one, the defaults otherwise."""
     model = ModelConfig.preset(name)
-    data = configs.DataConfig(seq_len=min(256, model.max_seq_len)) if name.startswith("ladder") else configs.DataConfig(seq_len=model.max_seq_len)
+    data = (
+        configs.DataConfig(seq_len=min(256, model.max_seq_len))
+        if name.startswith("ladder")
+        else configs.DataConfig(seq_len=model.max_seq_len)
+    )
     try:
         return TrainConfig(model=model, data=data, optimizer=recipe(name))
     except UserError:  # not every preset's training was published

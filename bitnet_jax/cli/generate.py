@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class Args:
     """Prompts; without one, standard input is the prompt."""
     max_new_tokens: int = 128
     """Tokens to make at most for each prompt."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(temperature=0.8)
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=lambda: Sampling(temperature=0.8))
     """How the next token is chosen."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation; they are not shown."""

@@ -94,7 +94,9 @@ def show(facts: dict[str, Any]) -> None:
         table = Table("layer", "matrix", "shape", "-1", "0", "+1", "scale", title="ternary weights")
         for row in facts["layers"]:
             minus, zero, plus = (f"{share:.3f}" for share in row["fractions"])
-            table.add_row(str(row["layer"]), row["matrix"], f"{row['shape'][0]} x {row['shape'][1]}", minus, zero, plus, f"{row['scale']:.5f}")
+            table.add_row(
+                str(row["layer"]), row["matrix"], f"{row['shape'][0]} x {row['shape'][1]}", minus, zero, plus, f"{row['scale']:.5f}"
+            )
         console.print(table)
     if facts.get("provenance"):
         console.print("provenance:", highlight=False)

@@ -80,6 +80,6 @@ def prove(latent: Any, packed: Any, prompts: int = 4, prompt_tokens: int = 32, n
 def describe(parity: Any) -> str:
     """A `Parity` in one line."""
     return (
-        f"the same model: {parity.weights:,} ternary weights and {parity.scales:,} scales equal, {parity.accumulators:,} integer sums equal, "
-        f"{parity.tokens:,} greedy tokens equal"
+        f"the same model: {parity.weights:,} ternary weights and {parity.scales:,} scales equal, "
+        f"{parity.accumulators:,} integer sums equal, {parity.tokens:,} greedy tokens equal"
     )

@@ -18,7 +18,7 @@ PROMPT = "KING. "
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Trains a small ternary model and its full-precision twin on Shakespeare, packs the first, proves that nothing changed, generates text.
+    """Trains a small ternary model and its full-precision twin on Shakespeare, packs the first, proves that nothing changed, generates.
 
     What an earlier quickstart in the same folder has done is not done again.
     """
@@ -59,7 +59,11 @@ def configuration(smoke: bool, source: str, seed: int) -> TrainConfig:
         model=ModelConfig.preset("ladder-0.2m" if smoke else "ladder-1m"),
         data=DataConfig(source=source, seq_len=64 if smoke else 128),
         optimizer=OptimizerConfig(
-            schedule=Schedule.TWO_STAGE_LINEAR, learning_rate=6e-3, second_learning_rate=4e-3, final_learning_rate=1e-4, warmup_steps=steps // 10
+            schedule=Schedule.TWO_STAGE_LINEAR,
+            learning_rate=6e-3,
+            second_learning_rate=4e-3,
+            final_learning_rate=1e-4,
+            warmup_steps=steps // 10,
         ),
         output=OutputConfig(log_every=10, eval_every=max(10, steps // 5), eval_windows=64, checkpoint_every=max(10, steps // 2)),
         steps=steps,
@@ -133,7 +137,8 @@ def measure(base: TrainConfig, out: Path) -> dict[str, Any]:
         tokenizer=tokenizer,
         seed=base.seed,
     )
-    figure = plotting.loss_curves({"b1.58": out / "bitnet", "full precision": out / "twin"}, f"{costs.parameters(latent.config).total:,} parameters")
+    runs = {"b1.58": out / "bitnet", "full precision": out / "twin"}
+    figure = plotting.loss_curves(runs, f"{costs.parameters(latent.config).total:,} parameters")
     figure.savefig(out / "loss.png", dpi=120)
     return {
         "version": __version__,
@@ -188,22 +193,35 @@ def cells(facts: dict[str, Any]) -> list[list[str]]:
     table = []
     for name, label in _LABELS.items():
         row = facts["rows"].get(name, {})
-        numbers = (row.get("perplexity"), row.get("bits_per_byte"), row.get("training_tokens_per_second"), row.get("generation_tokens_per_second"))
-        forms = ("{:.2f}", "{:.4f}", "{:,.0f}", "{:,.0f}")
-        shown = ["" if number is None else form.format(number) for number, form in zip(numbers, forms, strict=True)]
+        forms = {
+            "perplexity": "{:.2f}",
+            "bits_per_byte": "{:.4f}",
+            "training_tokens_per_second": "{:,.0f}",
+            "generation_tokens_per_second": "{:,.0f}",
+        }
+        shown = ["" if row.get(number) is None else form.format(row[number]) for number, form in forms.items()]
         table.append([label, f"{facts['parameters']:,}", f"{bytes_of[name]:,}", *shown])
     return table
 
 
-def markdown(facts: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def markdown_table(facts: dict[str, Any]) -> str:
+    """The table in Markdown."""
     lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *cells(facts)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown(facts: dict[str, Any]) -> str:
+    """The report in Markdown."""
     sample = facts["sample"].replace("\n", "\n    ")
-    return (
-        f"# Quickstart\n\n{facts['steps']} steps, {facts['train_tokens']:,} tokens; {facts['ternary_parameters']:,} of the parameters are ternary."
-        f"\n\n{table}\n\n{facts['proof'][0].upper()}{facts['proof'][1:]}.\n\n![loss curves](loss.png)\n\nText of the packed model:\n\n    {sample}\n"
+    parts = (
+        "# Quickstart",
+        f"{facts['steps']} steps, {facts['train_tokens']:,} tokens; {facts['ternary_parameters']:,} of the parameters are ternary.",
+        markdown_table(facts),
+        f"The proof: {facts['proof']}.",
+        "![loss curves](loss.png)",
+        f"Text of the packed model:\n\n    {sample}",
     )
+    return "\n\n".join(parts) + "\n"
 
 
 def show(facts: dict[str, Any]) -> None:

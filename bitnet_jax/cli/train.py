@@ -42,7 +42,8 @@ def run(args: Sequence[str]) -> int:
         return 0
     summary = train(parsed.config, parsed.out, resume=parsed.resume)
     if summary.stopped_by is not None:
-        print(f"stopped by {summary.stopped_by} after step {summary.step} of {parsed.config.steps}, saved in {parsed.out}; the same command goes on with it")
+        done = f"step {summary.step} of {parsed.config.steps}"
+        print(f"stopped by {summary.stopped_by} after {done}, saved in {parsed.out}; the same command goes on with it")
         return 130 if summary.stopped_by == "SIGINT" else 0
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in summary.evaluation.items())
     pace = f"  {summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else ""

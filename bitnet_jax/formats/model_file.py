@@ -56,7 +56,13 @@ class Contents(NamedTuple):
 
 
 def write(
-    path: Path, params: Params, config: ModelConfig, *, tokenizer: str | None = None, provenance: Mapping[str, Any] | None = None, dtype: DType | None = None
+    path: Path,
+    params: Params,
+    config: ModelConfig,
+    *,
+    tokenizer: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    dtype: DType | None = None,
 ) -> int:
     """Writes a model file and returns its size in bytes. It appears whole or not at all.
 
@@ -181,7 +187,9 @@ def _assemble(path: Path, tensors: dict[str, np.ndarray], config: ModelConfig, e
             continue
         *parents, leaf = name.removesuffix(".codes").split("/")
         if name.endswith(".codes") and encoding is not None:
-            value: Any = PackedTernary(tensor, tensors[name.removesuffix(".codes") + ".scale"], k=widths.get(parents[-1], config.hidden_size), encoding=encoding)
+            value: Any = PackedTernary(
+                tensor, tensors[name.removesuffix(".codes") + ".scale"], k=widths.get(parents[-1], config.hidden_size), encoding=encoding
+            )
             try:
                 check(value)
             except ValueError as error:

@@ -140,7 +140,11 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "device": {"platform": device.platform, "kind": _processor() if device.platform == "cpu" else device.device_kind, "count": jax.device_count()},
+        "device": {
+            "platform": device.platform,
+            "kind": _processor() if device.platform == "cpu" else device.device_kind,
+            "count": jax.device_count(),
+        },
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 

@@ -29,7 +29,10 @@ def fails(capsys, *args):
         (("train", "ladder-1m", "--out", "x", "--stepz", "5"), "Unrecognized options: --stepz, 5; perhaps --steps was meant"),
         (("train", "ladder-1m", "--out", "x", "--steps", "many"), "many"),
         (("train", "ladder-1m", "--out", "x", "--model.linear", "maybe"), "invalid choice 'maybe' for argument '--model.linear'"),
-        (("train", "ladder-1m", "--out", "x", "--batch-size", "6", "--accumulation", "4"), "batch_size=6 must be a multiple of accumulation=4"),
+        (
+            ("train", "ladder-1m", "--out", "x", "--batch-size", "6", "--accumulation", "4"),
+            "batch_size=6 must be a multiple of accumulation=4",
+        ),
         (("train", "ladder-1m", "--out", "x", "--config", "y.py"), "both given"),
         (("train", "--out", "x", "--config"), "--config needs a file"),
         (("train", "--out", "x", "--config", "no-such-file.py"), "does not exist"),
@@ -66,7 +69,20 @@ def test_the_version_is_printed(capsys):
 
 
 def test_flags_change_the_preset_and_the_result_is_printed(capsys):
-    flags = ["ladder-0.2m", "--out", "x", "--dry-run", "--model.linear", "full", "--model.quant.weight", "sign", "--steps", "77", "--optimizer.clip-norm", "None"]
+    flags = [
+        "ladder-0.2m",
+        "--out",
+        "x",
+        "--dry-run",
+        "--model.linear",
+        "full",
+        "--model.quant.weight",
+        "sign",
+        "--steps",
+        "77",
+        "--optimizer.clip-norm",
+        "None",
+    ]
     assert cli.main(["train", *flags]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["model"]["linear"] == "full"
@@ -89,7 +105,11 @@ def test_a_configuration_file_is_a_starting_point(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("config = 3", "must define `config`, a bitnet_jax.TrainConfig, not int"), ("x = 1", "not NoneType"), ("1/0", "fails with ZeroDivisionError")],
+    [
+        ("config = 3", "must define `config`, a bitnet_jax.TrainConfig, not int"),
+        ("x = 1", "not NoneType"),
+        ("1/0", "fails with ZeroDivisionError"),
+    ],
 )
 def test_a_configuration_file_without_one_is_named(tmp_path, text, message):
     path = tmp_path / "config.py"

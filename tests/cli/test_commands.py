@@ -8,9 +8,11 @@ import bitnet_jax as bj
 from bitnet_jax import cli
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.\n\n" * 60
-SMALL = ("--steps", "4", "--batch-size", "2", "--data.seq-len", "16", "--data.tokenizer", "bytes", "--optimizer.warmup-steps", "1",
-         "--output.log-every", "2", "--output.checkpoint-every", "2", "--output.no-tensorboard",
-         "--model.vocab-size", "257", "--model.hidden-size", "32", "--model.ffn-size", "48", "--model.num-layers", "2", "--model.head-dim", "16")  # fmt: skip
+SMALL = (
+    *("--steps", "4", "--batch-size", "2", "--data.seq-len", "16", "--data.tokenizer", "bytes", "--optimizer.warmup-steps", "1"),
+    *("--output.log-every", "2", "--output.checkpoint-every", "2", "--output.no-tensorboard", "--model.vocab-size", "257"),
+    *("--model.hidden-size", "32", "--model.ffn-size", "48", "--model.num-layers", "2", "--model.head-dim", "16"),
+)
 
 
 @pytest.mark.slow

@@ -99,6 +99,12 @@ def test_the_seed_decides():
     assert other[3] != tokens(whole())[3]
 
 
+def test_each_token_has_a_draw_of_its_own():
+    level = {**params(), "final_norm": {"scale": params()["final_norm"]["scale"] * 0}}  # all tokens equally probable
+    for row in tokens(run(tree=level).rows)[2:]:
+        assert len(set(row)) >= NEW - 3
+
+
 def test_rows_of_one_seed_differ_from_one_another():
     rows = tokens(run([PROMPTS[2]] * 4, sampling=[DRAWN] * 3 + [GREEDY], seed=33).rows)
     assert rows[0] == tokens(whole())[2]  # row 0 of its seed, wherever it stands
@@ -140,9 +146,15 @@ def test_the_loop_on_the_device_ends_when_every_row_has_stopped():
     inputs = (params(), KVCache.empty(CONFIG, 4, 32), jnp.zeros((4, 16), jnp.int32), padded, lengths, plan)
     state, progress = prefill.prepare(*inputs)[0](*inputs)
     assert int(progress.count) == 1
-    inputs = (params(), state, plan, np.int32(NEW))
-    state, progress = decode.prepare(*inputs)[0](*inputs)
-    assert int(progress.count) == expected
+    for limit, count in ((2, 2), (NEW, expected)):
+        inputs = (params(), state, plan, np.int32(limit))
+        state, progress = decode.prepare(*inputs)[0](*inputs)
+        assert int(progress.count) == count
+    assert state.seen is not None
+    for row, prompt in enumerate(PROMPTS):  # neither padding of the prompt nor what follows a stop token
+        made = progress.tokens[row, :expected].tolist()
+        assert set(np.flatnonzero(state.seen[row])) - {0} == {*prompt, *made} - {0}
+        assert (0 in np.flatnonzero(state.seen[row])) == (0 in made)
     assert state.cache.length.tolist() == [len(prompt) + expected - 1 for prompt in PROMPTS]  # the newest token is not in it yet
 
 

@@ -49,7 +49,8 @@ def test_unpack_undoes_pack(shape: tuple[int, int], lead: list[int], encoding: E
     w = data.draw(hypothesis.extra.numpy.arrays(np.int8, (*lead, *shape), elements=st.integers(-1, 1)))
     packed = pack(w, scales(*lead), encoding)
     check(packed)
-    assert packed.shape == w.shape and packed.codes.shape[-1] == bytes_per_row(shape[0], encoding)
+    assert packed.shape == w.shape
+    assert packed.codes.shape[-1] == bytes_per_row(shape[0], encoding)
     assert np.array_equal(unpack(packed), w)
 
 
@@ -68,10 +69,12 @@ def test_jax_and_numpy_pack_the_same_bytes(k: int, encoding: Encoding) -> None:
     w = ternary((2, k, 3), seed=k)
     packed = pack(w, scales(2), encoding)
     with_jax = pack_jit(jnp.asarray(w), jnp.asarray(scales(2)), encoding)
-    assert isinstance(with_jax.codes, jax.Array) and isinstance(packed.codes, np.ndarray)
+    assert isinstance(with_jax.codes, jax.Array)
+    assert isinstance(packed.codes, np.ndarray)
     assert np.array_equal(np.asarray(with_jax.codes), packed.codes)
     unpacked = unpack_jit(with_jax)
-    assert isinstance(unpacked, jax.Array) and np.array_equal(np.asarray(unpacked), w)
+    assert isinstance(unpacked, jax.Array)
+    assert np.array_equal(np.asarray(unpacked), w)
     check(with_jax)
 
 
@@ -81,7 +84,8 @@ def test_packing_in_pieces_gives_the_bytes_of_packing_at_once(encoding: Encoding
     whole = pack(w, scales(2), encoding)
     monkeypatch.setattr("kernels_pallas.packing._CHUNK", 200 * 5)
     pieces = pack(w, scales(2), encoding)
-    assert np.array_equal(pieces.codes, whole.codes) and np.array_equal(unpack(pieces), w)
+    assert np.array_equal(pieces.codes, whole.codes)
+    assert np.array_equal(unpack(pieces), w)
     check(pieces)
 
 
@@ -111,7 +115,8 @@ def test_scan_and_indexing_strip_layers() -> None:
     _, layers = jax.lax.scan(lambda carry, layer: (carry, unpack(layer)), None, packed)
     assert np.array_equal(np.asarray(layers), w)
     third = jax.tree.map(lambda leaf: leaf[2], packed)
-    assert third.shape == (130, 5) and float(third.scale) == 3
+    assert third.shape == (130, 5)
+    assert float(third.scale) == 3
     assert np.array_equal(np.asarray(unpack(third)), w[2])
 
 
@@ -119,7 +124,8 @@ def test_transcode_keeps_codes_and_scale() -> None:
     w = ternary((2, 333, 4))
     packed = pack(w, scales(2))
     base3 = transcode(packed, Encoding.BASE3)
-    assert base3.encoding is Encoding.BASE3 and base3.scale is packed.scale
+    assert base3.encoding is Encoding.BASE3
+    assert base3.scale is packed.scale
     assert np.array_equal(base3.codes, pack(w, scales(2), Encoding.BASE3).codes)
     assert np.array_equal(transcode(base3, Encoding.TWO_BIT).codes, packed.codes)
     assert transcode(packed, Encoding.TWO_BIT) is packed
@@ -132,7 +138,8 @@ def test_named_shapes_pack_without_being_allocated(matrix: str, encoding: Encodi
     arguments = jax.ShapeDtypeStruct((k, n), np.int8), jax.ShapeDtypeStruct((), np.float32)
     packed = jax.eval_shape(functools.partial(pack, encoding=encoding), *arguments)
     row = 32 * int(np.ceil(k / (128 if encoding is Encoding.TWO_BIT else 160)))
-    assert packed.codes.shape == (n, row) and packed.nbytes == n * row + 4
+    assert packed.codes.shape == (n, row)
+    assert packed.nbytes == n * row + 4
     assert jax.eval_shape(unpack, packed).shape == packed.shape == (k, n)
 
 
@@ -169,7 +176,7 @@ def test_the_largest_base3_byte_is_242() -> None:
 
 
 @each_encoding
-@pytest.mark.parametrize("value", (2, -2, 127, -128))
+@pytest.mark.parametrize("value", [2, -2, 127, -128])
 def test_pack_names_a_value_that_is_no_code(value: int, encoding: Encoding) -> None:
     w = ternary((2, 40, 3))
     w[1, 17, 2] = value
@@ -179,7 +186,7 @@ def test_pack_names_a_value_that_is_no_code(value: int, encoding: Encoding) -> N
 
 
 @each_encoding
-@pytest.mark.parametrize("value", (2, -2, 127, -128))
+@pytest.mark.parametrize("value", [2, -2, 127, -128])
 def test_a_value_that_is_no_code_is_still_found_after_a_traced_pack(value: int, encoding: Encoding) -> None:
     w = ternary((200, 3))
     w[170, 1] = value
@@ -217,7 +224,7 @@ def test_padding_that_is_not_a_zero_weight_is_named(encoding: Encoding, k: int, 
         check(with_codes(packed, (1, 2, byte), value))
 
 
-@pytest.mark.parametrize("bad", (0.0, -1.0, float("nan"), float("inf")))
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_scales_that_are_not_positive_and_finite_are_named(bad: float) -> None:
     scale = np.ones((4, 3), np.float32)
     scale[2, 1] = bad
@@ -268,4 +275,6 @@ def test_group_is_the_share_of_k_that_has_one_scale() -> None:
     w = ternary((2, 200, 3))
     assert pack(w, scales(2)).group is None
     grouped = pack(w, scales(2, 5, 3))
-    assert grouped.group == 40 and grouped.n == 3 and grouped.nbytes == 2 * 3 * 64 + 2 * 5 * 3 * 4
+    assert grouped.group == 40
+    assert grouped.n == 3
+    assert grouped.nbytes == 2 * 3 * 64 + 2 * 5 * 3 * 4

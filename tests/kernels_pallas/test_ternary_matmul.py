@@ -71,8 +71,8 @@ def test_sums_are_exact(shape: tuple[int, int], encoding: Encoding, implementati
 
 @each_implementation
 @each_encoding
-@pytest.mark.parametrize("fill", (-1, 1))
-@pytest.mark.parametrize("value", (-128, 127))
+@pytest.mark.parametrize("fill", [-1, 1])
+@pytest.mark.parametrize("value", [-128, 127])
 def test_sums_are_exact_at_the_extremes(value: int, fill: int, encoding: Encoding, implementation: str) -> None:
     k, n = 2561, 3
     w = matrix(k, n, encoding, fill=fill)
@@ -89,7 +89,7 @@ def test_sums_beyond_sixteen_million_are_rounded_once(implementation: str) -> No
     assert np.array_equal(sums(x, w, implementation), np.full((2, 2), np.float32(127 * k), np.float64).astype(np.int64))
 
 
-@pytest.mark.parametrize("n", (65, 128, 191))
+@pytest.mark.parametrize("n", [65, 128, 191])
 def test_blocks_of_rows_give_what_whole_matrices_give(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks of 64 rows. No other test has these shapes, so that nothing compiled is reused on either side.
     monkeypatch.setattr(xla, "_BLOCK_CODES", 1)
@@ -110,7 +110,7 @@ def test_the_product_for_other_platforms_is_exact_too(encoding: Encoding) -> Non
     assert np.array_equal(np.asarray(out), truth(x, w))
 
 
-@pytest.mark.parametrize("group", (None, 50))
+@pytest.mark.parametrize("group", [None, 50])
 def test_other_platforms_get_a_program(group: int | None) -> None:
     w = matrix(300, 7, group=group)
 
@@ -127,7 +127,7 @@ def test_other_platforms_get_a_program(group: int | None) -> None:
 
 @each_implementation
 @each_encoding
-@pytest.mark.parametrize("out_dtype", (jnp.float32, jnp.bfloat16))
+@pytest.mark.parametrize("out_dtype", [jnp.float32, jnp.bfloat16])
 def test_the_scaled_result_equals_the_equation_bit_for_bit(out_dtype: Any, encoding: Encoding, implementation: str) -> None:
     w = matrix(300, 7, encoding)
     for m in (1, 17):
@@ -160,8 +160,8 @@ def test_groups_are_summed_exactly_and_then_scaled(k: int, group: int, encoding:
 
 
 @each_implementation
-@pytest.mark.parametrize("group", (None, 50))
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.float16))
+@pytest.mark.parametrize("group", [None, 50])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_weight_only_products_are_right_within_rounding(dtype: Any, group: int | None, implementation: str) -> None:
     w = matrix(300, 7, group=group)
     step = np.broadcast_to(np.asarray(w.scale), (1, 7)) if group is None else np.asarray(w.scale)
@@ -174,7 +174,7 @@ def test_weight_only_products_are_right_within_rounding(dtype: Any, group: int |
 
 
 @each_implementation
-@pytest.mark.parametrize("group", (None, 50))
+@pytest.mark.parametrize("group", [None, 50])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2.0**-7)])
 def test_gradient_of_x_is_that_of_the_reference(dtype: Any, tolerance: float, group: int | None, implementation: str) -> None:
     w = matrix(300, 7, group=group)
@@ -186,7 +186,8 @@ def test_gradient_of_x_is_that_of_the_reference(dtype: Any, tolerance: float, gr
     plain = jax.jit(lambda a: IMPLEMENTATIONS["reference"].function(a.reshape(6, 300), w, None, jnp.float32).reshape(2, 3, 7))
     expected_out, expected_vjp = jax.vjp(plain, x)
     (dx,), (expected,) = vjp(g), expected_vjp(g)
-    assert dx.dtype == dtype and dx.shape == x.shape
+    assert dx.dtype == dtype
+    assert dx.shape == x.shape
     np.testing.assert_allclose(np.asarray(out), np.asarray(expected_out), rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(np.asarray(dx).astype(np.float32), np.asarray(expected).astype(np.float32), rtol=tolerance, atol=tolerance)
 
@@ -224,7 +225,7 @@ def test_gradients_that_do_not_exist_are_refused(implementation: str) -> None:
 
 
 @each_implementation
-@pytest.mark.parametrize("m", (1, 17))
+@pytest.mark.parametrize("m", [1, 17])
 def test_jit_gives_what_a_plain_call_gives(m: int, implementation: str) -> None:
     w, x, x_scale = matrix(300, 7), activations(m, 300), steps(m)
     arguments: dict[str, Any] = {"x_scale": x_scale, "out_dtype": jnp.bfloat16, "implementation": implementation}
@@ -232,7 +233,7 @@ def test_jit_gives_what_a_plain_call_gives(m: int, implementation: str) -> None:
 
 
 @each_implementation
-@pytest.mark.parametrize("group", (None, 50))
+@pytest.mark.parametrize("group", [None, 50])
 def test_vmap_over_rows_and_over_matrices(group: int | None, implementation: str) -> None:
     x, x_scale = activations(3, 2, 300), steps(3, 2)
     w = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[matrix(300, 7, group=group, fill=fill) for fill in (-1, 0, 1)])
@@ -264,7 +265,7 @@ def test_shard_map_over_outputs(implementation: str) -> None:
 
 
 @each_implementation
-@pytest.mark.parametrize("lead", ((), (1,), (2, 3), (0, 3)))
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0, 3)])
 def test_leading_axes_are_kept(lead: tuple[int, ...], implementation: str) -> None:
     w, x, x_scale = matrix(40, 3), activations(*lead, 40), steps(*lead)
     out = run(x, w, x_scale=x_scale, out_dtype=jnp.float32, implementation=implementation)

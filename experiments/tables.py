@@ -1,0 +1,97 @@
+"""Every table of the README, made from the files in experiments/results.
+
+    python -m experiments.tables
+
+writes the tables between their markers (`<!-- table: NAME -->` and `<!-- end -->`) into README.md; a test holds README.md to it.
+What was not run says "not run".
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bitnet_jax.cli import quickstart as quickstart_command
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Rewrites README.md."""
+    path = ROOT / "README.md"
+    path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def render(text: str) -> str:
+    """`text` with every table between its markers made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def quickstart() -> str:
+    """What the quickstart printed for seed 0, and the spread over the seeds."""
+    runs = {path.stem: _read(path) for path in sorted((RESULTS / "quickstart").glob("seed-*.json"))}
+    if "seed-0" not in runs:
+        return "not run"
+    first = runs["seed-0"]
+    start = first["provenance"]["starts"][0]
+    bits = {name: _spread([run["rows"][name]["bits_per_byte"] for run in runs.values()]) for name in ("bitnet", "twin")}
+    versions = f"Python {start['python']}, jax {start['packages']['jax']}, commit {_commit(start)}"
+    return (
+        f"{quickstart_command.markdown_table(first)}\n\n"
+        f"Seed 0, {first['steps']} steps of {first['train_tokens'] // first['steps']:,} tokens, {first['seconds']:.0f} s in all on "
+        f"{start['cores']} cores ({start['device']['kind']}), {versions}.\n"
+        f"Bits per byte, mean ± sd of {len(runs)} seeds: b1.58 {bits['bitnet']}, full precision {bits['twin']}.\n"
+        f"The proof: {first['proof']}."
+    )
+
+
+def throughput() -> str:
+    """Training step of a BitNet against its twin's, by preset and device."""
+    lines = [
+        "| preset | device | BitNet step / twin step | quartiles | BitNet tokens/s | twin tokens/s | goal |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    found = {}
+    for path in sorted((RESULTS / "throughput").glob("*.json")):
+        facts = _read(path)
+        found[facts["preset"], facts["environment"]["device"]["platform"]] = facts
+    for preset in ("ladder-10m", "ladder-100m"):
+        for platform, goal in (("cpu", "1.15"), ("gpu", "1.05")):
+            facts = found.get((preset, platform))
+            if facts is None:
+                lines.append(f"| {preset} | {platform} | not run | | | | {goal} |")
+                continue
+            ratio, pace, start = facts["ratio"], facts["tokens_per_second"], facts["environment"]
+            device = f"{start['device']['kind']}, {start['cores']} cores"
+            quartiles = f"{ratio['quartiles'][0]:.2f}–{ratio['quartiles'][1]:.2f}"
+            paces = f"{pace['bitnet']:,.0f} | {pace['twin']:,.0f}"
+            lines.append(f"| {preset} | {device} | {ratio['median']:.2f} | {quartiles} | {paces} | {goal} |")
+    return "\n".join(lines)
+
+
+TABLES = {"quickstart": quickstart, "throughput": throughput}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _commit(start: dict[str, Any]) -> str:
+    commit = start["commit"] or "unknown"
+    return commit[:10] + ("+changes" if commit.endswith("+changes") else "")
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+if __name__ == "__main__":
+    main()
