@@ -158,13 +158,11 @@ class Storage(enum.Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     TWO_BIT = "two_bit"  # 4 codes a byte, rows filled up to 128 codes
-    BASE3 = "base3"  # 5 codes a byte, rows filled up to 160 codes
+    BASE3 = "base3"  # 5 codes a byte
 
 
 _FLOAT_BYTES = {DType.FLOAT32: 4, DType.BFLOAT16: 2}
 _SCALE_BYTES = 4
-_BLOCK_BYTES = 32
-_CODES_PER_BYTE = {Storage.TWO_BIT: 4, Storage.BASE3: 5}
 
 
 def bytes_by_part(config: ModelConfig, storage: Storage, rest: DType = DType.FLOAT32) -> Parts:
@@ -189,9 +187,9 @@ def bytes_by_part(config: ModelConfig, storage: Storage, rest: DType = DType.FLO
 
 
 def packed_bytes(matrix: Matrix, storage: Storage, quant: QuantConfig) -> int:
-    """Bytes of one packed matrix: N rows of whole 32-byte blocks, and one scale, or K / weight_group scales a column."""
-    block = _CODES_PER_BYTE[storage] * _BLOCK_BYTES
-    codes = matrix.outputs * math.ceil(matrix.inputs / block) * _BLOCK_BYTES
+    """Bytes of one packed matrix: N rows, of whole blocks of 32 bytes or of ceil(K / 5) bytes, and one scale, or K / weight_group scales a column."""
+    row = 32 * math.ceil(matrix.inputs / 128) if storage is Storage.TWO_BIT else math.ceil(matrix.inputs / 5)
+    codes = matrix.outputs * row
     scales = 1 if quant.weight_group is None else matrix.inputs // quant.weight_group * matrix.outputs
     return codes + _SCALE_BYTES * scales
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from bitnet_jax import costs
 from bitnet_jax.config import DataConfig, DType, Linear, ModelConfig, OptimizerConfig, Remat, TrainConfig
+from bitnet_jax.memory import keep_freed_memory
 from bitnet_jax.training import loop, run_directory
 from bitnet_jax.training.optimizer import make_optimizer
 from bitnet_jax.training.step import compile_step
@@ -41,6 +42,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=[d.value for d in DType], default="float32")
     parser.add_argument("--remat", choices=[r.value for r in Remat], default="none")
     parsed = parser.parse_args(args)
+    keep_freed_memory()  # as the command line does
     for preset in parsed.presets:
         facts = measure(preset, parsed.batch_size, parsed.seq_len, parsed.pairs, DType(parsed.dtype), Remat(parsed.remat))
         device = "".join(c if c.isalnum() else "-" for c in facts["environment"]["device"]["kind"].lower())

@@ -4,12 +4,12 @@ A matrix W of codes in {-1, 0, 1} is logically [K, N]: K input features, N outpu
 bytes `codes` [N, bytes_per_row]: row n holds the column W[:, n].
 
 - Code map: w is stored as c = w + 1, so -1, 0, 1 become 0, 1, 2.
-- Blocks: along K, codes are cut into blocks, each of which fills 32 bytes. A block has P planes of 32 consecutive k; byte j
-  of a block (0 ≤ j < 32) holds k = j, j + 32, …, j + 32 (P - 1), counted from the start of the block.
-- `Encoding.TWO_BIT`: P = 4, blocks of 128 codes, two bits a code, the first plane in the top bits:
+- Blocks: along K, codes are cut into blocks of B bytes. A block has P planes of B consecutive k; byte j of a block (0 ≤ j < B)
+  holds k = j, j + B, …, j + B (P - 1), counted from the start of the block.
+- `Encoding.TWO_BIT`: P = 4, B = 32, so blocks of 128 codes; two bits a code, the first plane in the top bits:
   byte = c0 << 6 | c1 << 4 | c2 << 2 | c3. The bit pattern 3 is not a code. These are the bytes of bitnet.cpp's I2_S on x86.
-- `Encoding.BASE3`: P = 5, blocks of 160 codes, 1.6 bits a code, the first plane in the most significant digit:
-  byte = 81 c0 + 27 c1 + 9 c2 + 3 c3 + c4. Bytes above 242 are not codes.
+- `Encoding.BASE3`: P = 5, B = ceil(K / 5), so one block a row, with at most 4 codes of padding: 1.6 bits a code whatever K is.
+  The first plane is the most significant digit: byte = 81 c0 + 27 c1 + 9 c2 + 3 c3 + c4. Bytes above 242 are not codes.
 - Padding: K is filled up to whole blocks with c = 1, a weight of zero. N is not padded.
 - `scale` is the multiplicative step in float32: W ≈ w * scale. It has no axis for a matrix with one scale (per tensor), and
   [G, N] where every K / G consecutive input features of a column share one (per group).
@@ -31,8 +31,7 @@ from jax.core import Tracer
 FORMAT_VERSION = 1
 """Version of the layout above. It rises when any byte would mean something else."""
 
-BLOCK_BYTES = 32
-"""Bytes of one block in either encoding."""
+_TWO_BIT_BLOCK = 32  # bytes
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -49,11 +48,6 @@ class Encoding(enum.Enum):
     def planes(self) -> int:
         """Codes in a byte (P)."""
         return 4 if self is Encoding.TWO_BIT else 5
-
-    @property
-    def block(self) -> int:
-        """Codes along K in a block of 32 bytes."""
-        return self.planes * BLOCK_BYTES
 
 
 @jax.tree_util.register_dataclass
@@ -96,8 +90,14 @@ class PackedTernary:
 
 
 def bytes_per_row(k: int, encoding: Encoding) -> int:
-    """Bytes that hold one row of K = `k` codes, padding included: 32 * ceil(K / block)."""
-    return -(-k // encoding.block) * BLOCK_BYTES
+    """Bytes that hold one row of K = `k` codes, padding included."""
+    block = block_bytes(k, encoding)
+    return -(-k // (block * encoding.planes)) * block
+
+
+def block_bytes(k: int, encoding: Encoding) -> int:
+    """Bytes of a block (B), and consecutive k of a plane of it, in rows of K = `k` codes."""
+    return _TWO_BIT_BLOCK if encoding is Encoding.TWO_BIT else -(-k // encoding.planes)
 
 
 # --- planes ----------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def planes(codes: Array, encoding: Encoding) -> list[Array]:
 def decode_rows(codes: Array, k: int, encoding: Encoding) -> Array:
     """Packed rows uint8 [..., N, bytes_per_row] as ternary rows int8 [..., N, K]. Bytes that are not codes are not looked for."""
     xp: Any = np if isinstance(codes, np.ndarray) else jnp
-    blocks = codes.reshape(*codes.shape[:-1], -1, BLOCK_BYTES)
+    blocks = codes.reshape(*codes.shape[:-1], -1, block_bytes(k, encoding))
     stacked = xp.stack(planes(blocks, encoding), axis=-2)
     return stacked.reshape(*codes.shape[:-1], -1)[..., :k].astype(np.int8) - 1
 
@@ -124,7 +124,7 @@ def _encode(ternary: Any, encoding: Encoding) -> Any:
     lead, (k, n) = ternary.shape[:-2], ternary.shape[-2:]
     padded = bytes_per_row(k, encoding) * encoding.planes
     ternary = xp.pad(ternary, [(0, 0)] * len(lead) + [(0, padded - k), (0, 0)])
-    ternary = ternary.reshape(*lead, -1, encoding.planes, BLOCK_BYTES, n)
+    ternary = ternary.reshape(*lead, -1, encoding.planes, block_bytes(k, encoding), n)
     # Bytes are put together before the transposition, which then moves a quarter of the data.
     code = (ternary + 1).astype(np.uint8)
     byte = code[..., 0, :, :]
@@ -237,12 +237,14 @@ def check(packed: PackedTernary) -> None:
     """
     check_shapes(packed)
     codes, scale = np.asarray(packed.codes), np.asarray(packed.scale)
-    used = packed.k % packed.encoding.block or packed.encoding.block
+    block = block_bytes(packed.k, packed.encoding)
+    whole = block * packed.encoding.planes
+    used = packed.k % whole or whole
     for index in np.ndindex(codes.shape[:-2]):
         for rows in _chunks(packed.n, packed.k):
             piece = codes[index][rows]
             _check_bytes(piece, packed.encoding, (*index, rows.start, 0))
-            padding = np.asarray(decode_rows(piece[:, -BLOCK_BYTES:], packed.encoding.block, packed.encoding))[:, used:]
+            padding = np.asarray(decode_rows(piece[:, -block:], whole, packed.encoding))[:, used:]
             if padding.any():
                 *row, k = _first(padding != 0, (*index, rows.start, packed.k))
                 raise ValueError(f"codes{row} hold {padding[padding != 0][0]} as padding at k={k}: must be 0 from K={packed.k} on")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels_pallas.arg_specs import ArgSpec
-from kernels_pallas.packing import BLOCK_BYTES, Encoding, PackedTernary, decode_rows, planes
+from kernels_pallas.packing import Encoding, PackedTernary, block_bytes, decode_rows, planes
 
 _BLOCK_CODES = 3 << 20
 """Codes that are unpacked at a time on a CPU: they stay in cache, and there are few enough blocks to keep all cores busy in each."""
@@ -56,7 +56,7 @@ def _planes_of_rows(x: jax.Array, w: PackedTernary) -> jax.Array:
     """x [M, K] as [M, P, bytes_per_row]: plane p lines up with the codes that plane p of the packed bytes holds. Padded with 0."""
     m, p = x.shape[0], w.encoding.planes
     x = jnp.pad(x, ((0, 0), (0, w.codes.shape[-1] * p - w.k)))
-    return x.reshape(m, -1, p, BLOCK_BYTES).swapaxes(1, 2).reshape(m, p, -1)
+    return x.reshape(m, -1, p, block_bytes(w.k, w.encoding)).swapaxes(1, 2).reshape(m, p, -1)
 
 
 def _product(w: PackedTernary) -> Any:
@@ -96,6 +96,8 @@ def _fused(x: jax.Array, codes: jax.Array, encoding: Encoding) -> jax.Array:
     m, n = x.shape[0], codes.shape[0]
     # Codes 0..2 stand for -1..1, which the last line puts right. A product is at least -256, and P of them over a block must fit.
     block = 32 if encoding is Encoding.TWO_BIT else 16
+    padding = -codes.shape[1] % block  # zeros times zeros
+    x, codes = jnp.pad(x, ((0, 0), (0, 0), (0, padding))), jnp.pad(codes, ((0, 0), (0, padding)))
     wide = x.astype(jnp.int16)
     products = [wide[:, p, None, :] * plane.astype(jnp.int16)[None] for p, plane in enumerate(planes(codes, encoding))]
     sums = functools.reduce(jnp.add, products).reshape(m, n, -1, block).sum(axis=3, dtype=jnp.int16)

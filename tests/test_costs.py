@@ -145,10 +145,10 @@ def test_packed_bytes_are_those_that_packing_makes(storage: Storage, group: int 
 
 def test_bytes_count_padding_scales_and_the_rest() -> None:
     two_bit, base3 = bytes_by_part(SMALL, Storage.TWO_BIT), bytes_by_part(SMALL, Storage.BASE3, DType.BFLOAT16)
-    # D = 64 and F = 192 take 1 and 2 blocks of 128 codes, and 1 and 2 of 160; q has 64 outputs, k and v 32.
-    attention = 3 * (32 * (64 + 32 + 32 + 64) + 4 * 4)
-    ffn = 3 * (32 * (192 + 192 + 2 * 64) + 3 * 4)
-    assert (two_bit.attention, two_bit.ffn) == (base3.attention, base3.ffn) == (attention, ffn)
+    # A row of D = 64 or F = 192 takes 1 or 2 blocks of 32 bytes at 2 bits, 13 or 39 bytes at 1.6; q has 64 outputs, k and v 32.
+    for form, short, long in ((two_bit, 32, 64), (base3, 13, 39)):
+        assert form.attention == 3 * (short * (64 + 32 + 32 + 64) + 4 * 4)
+        assert form.ffn == 3 * (short * (192 + 192) + long * 64 + 3 * 4)
     assert (two_bit.embedding, base3.embedding) == (4 * 512 * 64, 2 * 512 * 64)
     assert two_bit.norms == 4 * parameters(SMALL).norms
 

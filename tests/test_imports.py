@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("config",),
-    ("presets", "array_types", "costs", "data", "programs"),
+    ("presets", "array_types", "costs", "data", "programs", "memory"),
     ("sums", "norms"),
     ("quant",),
     ("dot",),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from bitnet_jax.errors import RunError, UserError
+from bitnet_jax.memory import keep_freed_memory
 
 COMMANDS = {
     "quickstart": "train a small ternary model and its full-precision twin, pack it, prove it, generate from it",
@@ -34,6 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in COMMANDS:
             raise UserError(f"command {args[0]!r} is unknown: must be one of {', '.join(COMMANDS)}")
+        keep_freed_memory()
         return importlib.import_module(f"bitnet_jax.cli.{args[0]}").run(args[1:])
     except (UserError, RunError, OSError, MemoryError, KeyboardInterrupt) as error:
         if os.environ.get("BITNET_JAX_TRACEBACK") == "1":

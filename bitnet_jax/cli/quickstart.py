@@ -54,7 +54,7 @@ def run(args: Sequence[str]) -> int:
 
 def configuration(smoke: bool, source: str, seed: int) -> TrainConfig:
     """The run of the BitNet; the twin's differs from it in `model.linear`."""
-    steps = 20 if smoke else 500
+    steps = 20 if smoke else 320
     return TrainConfig(
         model=ModelConfig.preset("ladder-0.2m" if smoke else "ladder-1m"),
         data=DataConfig(source=source, seq_len=64 if smoke else 128),
@@ -67,7 +67,7 @@ def configuration(smoke: bool, source: str, seed: int) -> TrainConfig:
         ),
         output=OutputConfig(log_every=10, eval_every=max(10, steps // 5), eval_windows=64, checkpoint_every=max(10, steps // 2)),
         steps=steps,
-        batch_size=4 if smoke else 16,
+        batch_size=4 if smoke else 8,
         seed=seed,
     )
 

@@ -137,7 +137,7 @@ def test_named_shapes_pack_without_being_allocated(matrix: str, encoding: Encodi
     k, n = MATRICES[matrix]
     arguments = jax.ShapeDtypeStruct((k, n), np.int8), jax.ShapeDtypeStruct((), np.float32)
     packed = jax.eval_shape(functools.partial(pack, encoding=encoding), *arguments)
-    row = 32 * int(np.ceil(k / (128 if encoding is Encoding.TWO_BIT else 160)))
+    row = 32 * int(np.ceil(k / 128)) if encoding is Encoding.TWO_BIT else int(np.ceil(k / 5))
     assert packed.codes.shape == (n, row)
     assert packed.nbytes == n * row + 4
     assert jax.eval_shape(unpack, packed).shape == packed.shape == (k, n)
@@ -158,13 +158,13 @@ def test_two_bit_bytes_by_hand() -> None:
 
 
 def test_base3_bytes_by_hand() -> None:
-    w = np.zeros((162, 2), np.int8)
-    w[[7, 39, 71, 103, 135], 0] = (1, -1, 0, 1, -1)  # byte 7 of the first block: trits 2, 0, 1, 2, 0, most significant first
-    w[161, 1] = -1  # byte 1 of the second block, first plane
+    w = np.zeros((162, 2), np.int8)  # planes of ceil(162 / 5) = 33, the last with 3 codes of padding
+    w[[7, 40, 73, 106, 139], 0] = (1, -1, 0, 1, -1)  # byte 7: trits 2, 0, 1, 2, 0, most significant first
+    w[161, 1] = -1  # byte 29 of the last plane
     codes = pack(w, ONE, Encoding.BASE3).codes
-    expected = np.full((2, 64), 81 + 27 + 9 + 3 + 1, np.uint8)
+    expected = np.full((2, 33), 81 + 27 + 9 + 3 + 1, np.uint8)
     expected[0, 7] = 2 * 81 + 0 * 27 + 1 * 9 + 2 * 3 + 0
-    expected[1, 33] = 0 * 81 + 27 + 9 + 3 + 1
+    expected[1, 29] = 81 + 27 + 9 + 3 + 0
     assert np.array_equal(codes, expected)
 
 
@@ -191,7 +191,7 @@ def test_a_value_that_is_no_code_is_still_found_after_a_traced_pack(value: int, 
     w = ternary((200, 3))
     w[170, 1] = value
     packed = pack_jit(w, ONE, encoding)
-    byte = (170 // encoding.block) * 32 + 170 % encoding.block % 32
+    byte = 32 + (170 - 128) % 32 if encoding is Encoding.TWO_BIT else 170 % 40  # the second block of 32, or planes of 200 / 5
     for read in (check, unpack):
         with pytest.raises(ValueError, match=rf"codes\[1, {byte}\]=255 is not a {encoding.value} byte"):
             read(packed)

@@ -37,11 +37,12 @@ def steps(*lead: int) -> jax.Array:
 def truth(x: Any, w: PackedTernary) -> np.ndarray:
     """Exact int64 sums by NumPy, from the packed bytes read one at a time."""
     p, weights = w.encoding.planes, np.zeros((w.k, w.n), np.int64)
+    size = 32 if p == 4 else -(-w.k // 5)
     base = 4 if w.encoding is Encoding.TWO_BIT else 3
     codes = np.asarray(w.codes).astype(np.int64)
     for k in range(w.k):
-        block, inside = divmod(k, 32 * p)
-        weights[k] = codes[:, 32 * block + inside % 32] // base ** (p - 1 - inside // 32) % base - 1
+        block, inside = divmod(k, size * p)
+        weights[k] = codes[:, size * block + inside % size] // base ** (p - 1 - inside // size) % base - 1
     return np.asarray(x).astype(np.int64) @ weights
 
 
