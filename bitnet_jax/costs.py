@@ -187,7 +187,10 @@ def bytes_by_part(config: ModelConfig, storage: Storage, rest: DType = DType.FLO
 
 
 def packed_bytes(matrix: Matrix, storage: Storage, quant: QuantConfig) -> int:
-    """Bytes of one packed matrix: N rows, of whole blocks of 32 bytes or of ceil(K / 5) bytes, and one scale, or K / weight_group scales a column."""
+    """Bytes of one packed matrix: N rows, and one scale, or K / weight_group scales a column.
+
+    A row is whole blocks of 32 bytes for 128 codes, or ceil(K / 5) bytes.
+    """
     row = 32 * math.ceil(matrix.inputs / 128) if storage is Storage.TWO_BIT else math.ceil(matrix.inputs / 5)
     codes = matrix.outputs * row
     scales = 1 if quant.weight_group is None else matrix.inputs // quant.weight_group * matrix.outputs

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from bitnet_jax import quant
 from bitnet_jax.array_types import Array, Float
 from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
-from kernels_pallas import PackedTernary, ternary_matmul
+from bitnet_jax.errors import UserError
+from kernels_pallas import IMPLEMENTATIONS, PackedTernary, ternary_matmul
 
 
 def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
@@ -43,7 +44,13 @@ def packed(
         kernel: packed weights of one layer.
         config: quantiser of the activations; `NONE` multiplies the activations as they are (TriLM).
         implementation: name of a `ternary_matmul` implementation, which then runs or raises; None chooses.
+
+    Raises:
+        UserError: no implementation has that name.
+        NotImplementedError: the named one cannot do this product, with the reason.
     """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise UserError(f"implementation {implementation!r} is unknown: must be one of {', '.join(IMPLEMENTATIONS)}")
     if config.activation is ActivationQuantizer.NONE:
         return ternary_matmul(x, kernel, out_dtype=x.dtype, implementation=implementation)
     codes, scale = quant.quantize_activations(x, config)

@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise UserError(f"command {args[0]!r} is unknown: must be one of {', '.join(COMMANDS)}")
         keep_freed_memory()
         return importlib.import_module(f"bitnet_jax.cli.{args[0]}").run(args[1:])
-    except (UserError, RunError, OSError, MemoryError, KeyboardInterrupt) as error:
+    except (UserError, RunError, NotImplementedError, OSError, MemoryError, KeyboardInterrupt) as error:
         if os.environ.get("BITNET_JAX_TRACEBACK") == "1":
             raise
         if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print("bitnet-jax: interrupted", file=sys.stderr)
             return 130
         print(f"bitnet-jax: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return 2 if isinstance(error, UserError | NotImplementedError) else 1
 
 
 def _help() -> str:

@@ -52,6 +52,8 @@ def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatc
     assert len(texts) == 1
     assert texts.pop().startswith("It was")
     assert out("generate", "run", "It was", *greedy, "--no-stream") == out("generate", "run", "It was", *greedy)
+    assert cli.main(["generate", "two_bit.safetensors", "It was", "--implementation", "cuda"]) == 2
+    assert "implementation 'cuda' is unknown: must be one of reference, xla" in capsys.readouterr().err
     assert "--- 2 ---" in out("generate", "run", "It was", "the", *greedy)
 
     facts = json.loads(out("info", "two_bit.safetensors", "--json"))

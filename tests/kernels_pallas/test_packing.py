@@ -214,7 +214,7 @@ def test_bytes_that_are_not_codes_are_named(encoding: Encoding, value: int) -> N
     [
         (Encoding.TWO_BIT, 100, 4, 0b01_01_01_10, 96 + 4),  # fourth plane: the first k of the padding
         (Encoding.TWO_BIT, 1, 31, 0b00_01_01_01, 31),
-        (Encoding.BASE3, 170, 32 + 4, 121 - 27, 160 + 32 + 4),
+        (Encoding.BASE3, 172, 33, 121 - 1, 4 * 35 + 33),  # the last of five planes of 35
     ],
 )
 def test_padding_that_is_not_a_zero_weight_is_named(encoding: Encoding, k: int, byte: int, value: int, place: int) -> None:
