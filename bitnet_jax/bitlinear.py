@@ -47,6 +47,8 @@ class BitLinear(nn.Module):
             if config.linear is not Linear.BIT:
                 raise UserError(f"{'/'.join(self.path)}/kernel is packed: a model with linear={config.linear.value} has no ternary weights")
             return dot.packed(x, kernel, config.quant, self.implementation)
+        if self.implementation is not None:
+            raise UserError(f"implementation={self.implementation!r} is for packed weights: {'/'.join(self.path)}/kernel is not packed")
         if config.linear is Linear.FULL:
             return dot.full(x, kernel)
         return dot.quantized(x, kernel, config.quant)

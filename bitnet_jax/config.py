@@ -45,7 +45,7 @@ class ActivationQuantizer(enum.Enum):
 
     NONE = "none"
     PER_TOKEN = "per_token"
-    PER_TENSOR = "per_tensor"
+    PER_TENSOR = "per_tensor"  # while training; per token afterwards. Microbatches are tensors of their own
 
 
 class Arithmetic(enum.Enum):
@@ -130,9 +130,16 @@ class QuantConfig:
     """Operands of the training product: integer codes (exactly what packed inference computes) or dequantised values."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(2 <= self.activation_bits <= 8, f"activation_bits={self.activation_bits} must be from 2 to 8")
         if self.weight_group is not None:
             _require(self.weight_group > 0, f"weight_group={self.weight_group} must be positive, or none for one scale per matrix")
+
+    @property
+    def for_inference(self) -> "QuantConfig":
+        """Per token where training was per tensor: a token's result must not depend on its neighbours (b1, section 2)."""
+        per_tensor = self.activation is ActivationQuantizer.PER_TENSOR
+        return replace(self, activation=ActivationQuantizer.PER_TOKEN) if per_tensor else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +190,7 @@ class ModelConfig:
     """What a block keeps for the backward pass."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("vocab_size", "hidden_size", "ffn_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_seq_len"):
             value = getattr(self, name)
             _require(0 < value < 2**31, f"{name}={value} must be from 1 to 2147483647")
@@ -201,6 +209,11 @@ class ModelConfig:
                 ("num_heads * head_dim", self.num_heads * self.head_dim),
             ):
                 _require(size % self.quant.weight_group == 0, f"{name}={size} must be a multiple of weight_group={self.quant.weight_group}")
+
+    @property
+    def for_inference(self) -> "ModelConfig":
+        """The same model as it is used once trained: activations that were quantised per tensor are quantised per token (b1, section 2)."""
+        return replace(self, quant=self.quant.for_inference)
 
     @property
     def twin(self) -> "ModelConfig":
@@ -243,6 +256,7 @@ class DataConfig:
     """Folder of tokenised corpora; None is the user's cache folder."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(self.seq_len >= 2, f"seq_len={self.seq_len} must be at least 2")
         _require(0 < self.validation_fraction <= 0.5, f"validation_fraction={self.validation_fraction} must lie above 0 and be at most 0.5")
 
@@ -278,6 +292,7 @@ class OptimizerConfig:
     """Largest global gradient norm; None does not clip."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "eps"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"{name}={value} must be zero or positive, and finite")
@@ -316,6 +331,7 @@ class OutputConfig:
     """Weights & Biases project to log to (extra 'wandb'); none does not log there."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("log_every", "checkpoint_every", "eval_windows"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         _require(self.eval_every >= 0, f"eval_every={self.eval_every} must not be negative")
@@ -324,7 +340,8 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Everything but `output` decides the numbers, and must be the same when a run is resumed."""
+    """One training run. What decides its numbers must be the same when it is resumed: all but `output`, `data.cache_dir` and the policy
+    on non-finite steps."""
 
     model: ModelConfig
     """The model."""
@@ -350,8 +367,9 @@ class TrainConfig:
     """Seed of the initial parameters and of the order of the data."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("steps", "batch_size", "accumulation", "non_finite_limit"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+            _require(1 <= getattr(self, name) < 2**31, f"{name}={getattr(self, name)} must be from 1 to 2147483647")
         _require(
             self.batch_size % self.accumulation == 0, f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}"
         )
@@ -362,6 +380,29 @@ class TrainConfig:
             f"seq_len={self.data.seq_len} must be at most the model's max_seq_len={self.model.max_seq_len}",
         )
         _require(self.optimizer.warmup_steps < self.steps, f"warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}")
+
+
+def _check_types(config: Any) -> None:
+    """A string where an enum belongs would compare unequal to every choice, and so choose something else without a word."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        _check_type(hints[f.name], getattr(config, f.name), f.name)
+
+
+def _check_type(hint: Any, value: Any, where: str) -> None:
+    if isinstance(hint, types.UnionType):  # only `X | None` occurs
+        if value is None:
+            return
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if issubclass(hint, enum.Enum):
+        if not isinstance(value, hint):
+            names = ", ".join(f"{hint.__name__}.{choice.name}" for choice in hint)
+            raise UserError(f"{where}={value!r} must be one of {names}")
+    elif hint is float:
+        if type(value) not in (int, float):
+            raise UserError(f"{where}={value!r} must be a number")
+    elif not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r} must be of type {hint.__name__}")
 
 
 def _require(condition: bool, message: str) -> None:

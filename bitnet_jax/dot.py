@@ -19,7 +19,7 @@ from kernels_pallas import IMPLEMENTATIONS, PackedTernary, ternary_matmul
 
 def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
     """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`)."""
-    return _product(x, kernel.astype(x.dtype)).astype(out_dtype or x.dtype)
+    return _product(x, kernel).astype(out_dtype or x.dtype)
 
 
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
@@ -53,7 +53,7 @@ def packed(
         raise UserError(f"implementation {implementation!r} is unknown: must be one of {', '.join(IMPLEMENTATIONS)}")
     if config.activation is ActivationQuantizer.NONE:
         return ternary_matmul(x, kernel, out_dtype=x.dtype, implementation=implementation)
-    codes, scale = quant.quantize_activations(x, config)
+    codes, scale = quant.quantize_activations(x, config.for_inference)
     return ternary_matmul(codes.astype(jnp.int8), kernel, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
 
 
@@ -75,17 +75,17 @@ def _weight_gradient(x: Float[Array, "... K"], gradient: Float[Array, "... N"]) 
 
 @jax.custom_vjp
 def _product(x, w):
-    return _matmul(x, w)
+    return _matmul(x, w.astype(x.dtype))
 
 
 def _product_backward(kept, gradient):
     # Written out because autodiff would make the weight gradient as [N, K] and transpose it, at half the speed on a CPU.
     x, w = kept
     gradient = gradient.astype(x.dtype)
-    return _input_gradient(gradient, w).astype(x.dtype), _weight_gradient(x, gradient).astype(w.dtype)
+    return _input_gradient(gradient, w.astype(x.dtype)).astype(x.dtype), _weight_gradient(x, gradient).astype(w.dtype)
 
 
-_product.defvjp(lambda x, w: (_matmul(x, w), (x, w)), _product_backward)
+_product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
 
 
 # --- the integer product with straight-through gradients -------------------------------------------------------------

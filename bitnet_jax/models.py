@@ -81,15 +81,22 @@ def _load_run(directory: Path, warn: Callable[[str], None]) -> Model:
     config = configs.read(TrainConfig, directory / run_directory.CONFIG).model
     params, step = checkpoints.read_params(directory / run_directory.CHECKPOINTS, parameter_shapes(config), warn)
     text = directory / "tokenizer.json"
-    record = directory / run_directory.PROVENANCE
-    try:
-        provenance = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{record} cannot be read: {error}") from None
     return Model(
         config=config,
         params=params,
         tokenizer=Tokenizer.read(text) if text.exists() else None,
-        provenance={"run": str(directory), "step": step, **(provenance if isinstance(provenance, dict) else {})},
+        provenance={"run": str(directory), "step": step, **load_provenance(directory)},
         kind="run",
     )
+
+
+def load_provenance(directory: Path) -> dict[str, Any]:
+    """The record of a run's starts; empty where there is none. Raises UserError where it is no JSON object."""
+    path = directory / run_directory.PROVENANCE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must be an object")
+    return found

@@ -11,6 +11,7 @@ from flax import linen as nn
 from bitnet_jax import dot
 from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
 from bitnet_jax.config import Layers, ModelConfig, NormPlacement, Remat
+from bitnet_jax.errors import UserError
 from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
 
 
@@ -34,7 +35,8 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Positions S that a row can hold. Writing past it is the caller's error: XLA would clamp the index silently."""
+        """Positions S that a row can hold. Inside `jit` the lengths are not known, and writing past it is the caller's error: XLA would
+        clamp the index silently."""
         return self.k.shape[2]
 
     @staticmethod
@@ -105,6 +107,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         batch, time = tokens.shape
+        _check_room(cache, time)
         start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.length
         positions = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
 
@@ -136,6 +139,15 @@ class Transformer(nn.Module):
         scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=axes)
         carry, _ = scanned(config, self.implementation, name="blocks")(carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions)
         return carry
+
+
+def _check_room(cache: KVCache | None, time: int) -> None:
+    """Raises UserError where the tokens do not fit behind those that the cache holds, as far as that is known while tracing."""
+    if cache is None:
+        return
+    used = 0 if isinstance(cache.length, jax.core.Tracer) else int(jnp.max(cache.length))
+    if used + time > cache.capacity:
+        raise UserError(f"{time} tokens behind {used} must fit into the cache's capacity={cache.capacity}")
 
 
 def parameter_shapes(config: ModelConfig) -> Any:

@@ -50,6 +50,34 @@ def test_a_wrong_field_is_named_with_its_rule(edit, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"linear": "full"}, "linear='full' must be one of Linear.BIT, Linear.FULL"),
+        ({"hidden_size": 32.0}, "hidden_size=32.0 must be of type int"),
+        ({"num_layers": True}, "num_layers=True must be of type int"),
+        ({"rope_theta": "1e4"}, "rope_theta='1e4' must be a number"),
+        ({"quant": None}, "quant=None must be of type QuantConfig"),
+    ],
+)
+def test_a_value_of_another_type_does_not_choose_silently(changes, message):
+    """`linear="full"` is equal to neither choice, and would train a BitNet under the name of its twin."""
+    with pytest.raises(UserError) as caught:
+        tiny(**changes)
+    assert message in str(caught.value)
+
+
+def test_a_number_of_steps_has_an_end():
+    with pytest.raises(UserError, match="steps=3000000000 must be from 1 to 2147483647"):
+        dataclasses.replace(FULL, steps=3_000_000_000)
+
+
+def test_what_was_trained_per_tensor_is_used_per_token():
+    config = tiny(quant=QuantConfig(activation=configs.ActivationQuantizer.PER_TENSOR))
+    assert config.for_inference == tiny()
+    assert tiny().for_inference == tiny()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
 def test_text_that_is_no_configuration_is_an_error(text):
     with pytest.raises(UserError):

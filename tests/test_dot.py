@@ -64,7 +64,7 @@ def test_packed_equals_integer_bit_for_bit(config, dtype, encoding):
     tree = params.pack({"q": {"kernel": w}}, replace(model, quant=config), encoding)
     packed = tree["q"]["kernel"]
     assert isinstance(packed, PackedTernary)
-    assert np.array_equal(dot.packed(x, packed, config), dot.quantized(x, w, config))
+    assert np.array_equal(dot.packed(x, packed, config), dot.quantized(x, w, config.for_inference))
 
 
 def test_integer_operands_are_exact_in_bfloat16():
@@ -87,3 +87,12 @@ def test_activations_alone_can_be_quantised():
     config = QuantConfig(weight=WeightQuantizer.NONE)
     expected = quant.fake_quantize_activations(x, config) @ w
     np.testing.assert_allclose(dot.quantized(x, w, config), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_float32_kernel_is_float32_in_either_model():
+    """Else the pair would differ in more than quantisation where activations are bfloat16."""
+    x, w, upstream = inputs(jnp.bfloat16)
+    for product in (dot.full, lambda x, w: dot.quantized(x, w, QuantConfig())):
+        gradient = jax.grad(lambda w, product=product: jnp.sum((product(x, w) * upstream).astype(jnp.float32)))(w)
+        assert gradient.dtype == jnp.float32
+        assert not np.array_equal(gradient, gradient.astype(jnp.bfloat16).astype(jnp.float32))

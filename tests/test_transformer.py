@@ -118,8 +118,6 @@ def test_remat_changes_memory_and_nothing_else(remat):
 @variants
 def test_prefill_and_decode_equal_the_full_pass(config):
     config = replace(config, dtype=DType.FLOAT32)
-    if config.quant.activation is ActivationQuantizer.PER_TENSOR:
-        pytest.skip("one scale for all tokens sees the future by definition")
     params, ids = init(config), tokens()
     full = logits(config, params, ids)
     output = apply(config, params, ids[:, :7], KVCache.empty(config, 2, 16))
@@ -189,6 +187,21 @@ def test_gradients_reach_every_parameter(name):
     for path, leaf in trees.leaves(gradients):
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
+
+
+def test_tokens_that_do_not_fit_into_the_cache_are_named():
+    config = tiny()
+    params, cache = init(config), KVCache.empty(config, 2, 8)
+    with pytest.raises(UserError, match="12 tokens behind 0 must fit into the cache's capacity=8"):
+        apply(config, params, tokens(), cache)
+    with pytest.raises(UserError, match="3 tokens behind 6 must fit into the cache's capacity=8"):
+        forward(config, params, tokens()[:, :3], replace(cache, length=jnp.array([6, 2], jnp.int32)))
+
+
+def test_an_implementation_for_latent_weights_is_refused():
+    config = tiny()
+    with pytest.raises(UserError, match="implementation='xla' is for packed weights"):
+        Transformer(config, implementation="xla").apply({"params": init(config)}, tokens())
 
 
 def test_logits_type_is_as_configured():

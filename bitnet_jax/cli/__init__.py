@@ -37,7 +37,10 @@ def main(args: Sequence[str] | None = None) -> int:
             raise UserError(f"command {args[0]!r} is unknown: must be one of {', '.join(COMMANDS)}")
         keep_freed_memory()
         return importlib.import_module(f"bitnet_jax.cli.{args[0]}").run(args[1:])
-    except (UserError, RunError, NotImplementedError, OSError, MemoryError, KeyboardInterrupt) as error:
+    except (UserError, RuntimeError, OSError, MemoryError, KeyboardInterrupt) as error:
+        expected = isinstance(error, UserError | RunError | NotImplementedError | OSError | MemoryError | KeyboardInterrupt)
+        if not expected and type(error).__name__ != "JaxRuntimeError":  # which is how a device says that its memory is full
+            raise
         if os.environ.get("BITNET_JAX_TRACEBACK") == "1":
             raise
         if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`

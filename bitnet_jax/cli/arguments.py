@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from bitnet_jax import config as configs
 from bitnet_jax.config import ModelConfig, TrainConfig
 from bitnet_jax.errors import UserError
-from bitnet_jax.presets import recipe
+from bitnet_jax.presets import presets, recipe
 
 Args = TypeVar("Args")
 
@@ -75,6 +75,9 @@ def starting_point(args: Sequence[str], command: str) -> tuple[TrainConfig, list
             file = rest[i + 1] if flag == "--config" else flag.removeprefix("--config=")
             del rest[i : i + (2 if flag == "--config" else 1)]
             break
+    late = [word for word in rest if word in presets()]
+    if late and name is None:
+        raise UserError(f"preset {late[0]!r} must come first: bitnet-jax {command} {late[0]} …")
     if name is not None and file is not None:
         raise UserError(f"preset {name!r} and --config {file} are both given: bitnet-jax {command} starts from one of them")
     if file is not None:
@@ -108,7 +111,7 @@ def from_file(path: Path) -> TrainConfig:
         found: Any = runpy.run_path(str(path)).get("config")
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config {path} fails with {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(found, TrainConfig):
         raise UserError(f"--config {path} must define `config`, a bitnet_jax.TrainConfig, not {type(found).__name__}")

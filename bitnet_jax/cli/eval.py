@@ -82,8 +82,9 @@ def run(args: Sequence[str]) -> int:
 
 
 def held_out(path: Path, progress):
-    """The held-out tokens of the run at `path`; raises UserError where it is no run."""
+    """The held-out tokens of the run at `path`; raises UserError where it is no run or its corpus has changed."""
     from bitnet_jax import config as configs
+    from bitnet_jax import models
     from bitnet_jax.config import TrainConfig
     from bitnet_jax.data import Tokenizer, prepare
     from bitnet_jax.training import run_directory
@@ -92,4 +93,10 @@ def held_out(path: Path, progress):
         raise UserError(f"{path} is a file: eval needs a text, since only a run knows its held-out text")
     config = configs.read(TrainConfig, path / run_directory.CONFIG)
     tokenizer = Tokenizer.read(path / "tokenizer.json")
-    return prepare(config.data, vocab_size=config.model.vocab_size, tokenizer=tokenizer, progress=progress).validation
+    found = prepare(config.data, vocab_size=config.model.vocab_size, tokenizer=tokenizer, progress=progress)
+    begun = models.load_provenance(path).get("starts", [{}])[0].get("data")
+    if begun is not None and begun["corpus"]["fingerprint"] != found.provenance["corpus"]["fingerprint"]:
+        raise UserError(
+            f"source={config.data.source!r} has changed since {path} was begun: its held-out text must be the same; name a text"
+        )
+    return found.validation

@@ -36,6 +36,7 @@ def gather(path: Path) -> dict[str, Any]:
     """Everything the command shows, as JSON values; for a preset only what follows from the configuration."""
     from bitnet_jax import config as configs
     from bitnet_jax import costs
+    from bitnet_jax.bitlinear import is_ternary
     from bitnet_jax.config import ModelConfig
     from bitnet_jax.presets import presets
 
@@ -61,6 +62,7 @@ def gather(path: Path) -> dict[str, Any]:
         "bytes": {
             storage.value: asdict(costs.bytes_by_part(config, storage)) | {"total": costs.bytes_by_part(config, storage).total}
             for storage in costs.Storage
+            if is_ternary(config) or storage in (costs.Storage.FLOAT32, costs.Storage.BFLOAT16)
         },
     }
 

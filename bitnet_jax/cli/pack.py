@@ -1,5 +1,6 @@
 """bitnet-jax pack MODEL OUT: one file with 2 or 1.6 bits a ternary weight, proved to be the same model before it is kept."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Args:
     encoding: Encoding = Encoding.TWO_BIT
     """two_bit: 4 weights a byte, quickest to run. base3: 5 weights a byte, 1.6 bits a weight."""
     dtype: DType | None = None
-    """Type of embeddings and norms; None is the type that the model computes in, which loses nothing."""
+    """Type of embeddings and norms; None is the type that the model computes in, which loses nothing. Another may, and is not proved."""
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a file that is there."""
 
@@ -41,18 +42,26 @@ def run(args: Sequence[str]) -> int:
     if model.packed:
         raise UserError(f"{parsed.model} is packed already")
     packed = params.pack(model.params, model.config, parsed.encoding)
-    size = model_file.write(
-        parsed.out,
-        packed,
-        model.config,
-        tokenizer=model.tokenizer.to_json() if model.tokenizer else None,
-        provenance={"packed_from": str(parsed.model), **model.provenance},
-        dtype=parsed.dtype,
-    )
-    again = models.load(parsed.out)
+    draft = parsed.out.with_name(f".{parsed.out.stem}.{os.getpid()}.draft{parsed.out.suffix}")
+    try:
+        size = model_file.write(
+            draft,
+            packed,
+            model.config,
+            tokenizer=model.tokenizer.to_json() if model.tokenizer else None,
+            provenance={"packed_from": str(parsed.model), **model.provenance},
+            dtype=parsed.dtype,
+        )
+        if parsed.dtype is None:
+            proof = prove(model, models.load(draft))
+        else:
+            proof = f"not proved: embeddings and norms were rounded to {parsed.dtype.value}, as asked"
+        os.replace(draft, parsed.out)
+    finally:
+        draft.unlink(missing_ok=True)
     latent = sum(leaf.size * leaf.dtype.itemsize for _, leaf in params.leaves(model.params))
     print(f"{parsed.out}: {size:,} bytes, {latent / size:.2f} times smaller than the latent parameters ({latent:,} bytes)")
-    print(prove(model, again))
+    print(proof)
     return 0
 
 

@@ -122,7 +122,7 @@ def perplexity(
     count = _count(len(tokens), window, stride)
     if batch_size is None:
         batch_size = max(1, min(count, _LOGITS // (time_steps * config.vocab_size)))
-    program, params = _program(config, implementation), jax.device_put(params)
+    program, params = _program(config.for_inference, implementation), jax.device_put(params)
     total = _Total(len(tokens) - 1, progress)
     run, compile_seconds, waiting = None, 0.0, None
     begun = time.perf_counter()

@@ -167,8 +167,8 @@ class _Session:
         self._rows = [Row(i, row, max_new_tokens, tokenizer, stops, stop_strings) for i, row in enumerate(ids)]
         self._prompts, self._lengths = prompt_arrays.pad(ids)
         self._plan = _plan(len(ids), sampling, seed, stops, config.vocab_size if tokenizer is None else tokenizer.vocab_size)
-        self._params, self._config, self._limit = params, config, max_new_tokens
-        self._prefill, self._decode = programs(config, implementation)
+        self._params, self._config, self._limit = params, config.for_inference, max_new_tokens
+        self._prefill, self._decode = programs(self._config, implementation)
         self._made = self._new_tokens = 0
         self._compile_seconds = self._prefill_seconds = self._decode_seconds = 0.0
 

@@ -105,8 +105,9 @@ def check_parity(
     """
     if not is_ternary(config):
         raise UserError(f"linear={config.linear.value} with weight quantiser {config.quant.weight.value} has no ternary weights to compare")
+    config = config.for_inference
     mine, theirs = ({**tree} if "blocks" not in tree else trees.unstack(tree) for tree in (latent, packed))
-    _check_trees(mine, theirs)
+    _check_trees(mine, theirs, config.dtype.value)
     mine, theirs = jax.device_put((mine, theirs))
 
     counts = dict.fromkeys(("layers", "weights", "weights_differ", "scales", "scales_differ", "accumulators", "accumulators_differ"), 0)
@@ -131,8 +132,8 @@ def check_parity(
 
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     if max_new_tokens > 0:
-        options = {"max_new_tokens": max_new_tokens, "implementation": implementation}
-        mine, theirs = (generate(tree, config, prompts, **options).rows for tree in (latent, packed))
+        mine = generate(latent, config, prompts, max_new_tokens=max_new_tokens).rows
+        theirs = generate(packed, config, prompts, max_new_tokens=max_new_tokens, implementation=implementation).rows
         pairs = [(a.tokens, b.tokens) for a, b in zip(mine, theirs, strict=True)]
     return Parity(
         **counts,
@@ -143,7 +144,7 @@ def check_parity(
     )
 
 
-def _check_trees(latent: trees.Params, packed: trees.Params) -> None:
+def _check_trees(latent: trees.Params, packed: trees.Params, compute: str) -> None:
     theirs = dict(trees.leaves(packed))
     for path, leaf in trees.leaves(latent):
         other = theirs.pop(path, None)
@@ -156,7 +157,8 @@ def _check_trees(latent: trees.Params, packed: trees.Params) -> None:
             raise UserError(f"{name} of the packed parameters must be {'packed' if trees.is_bitlinear(path) else 'an array'}")
         if tuple(leaf.shape) != tuple(other.shape):
             raise UserError(f"{name} has shape {tuple(other.shape)} in the packed parameters: must be {tuple(leaf.shape)}")
-        if not trees.is_bitlinear(path) and not np.array_equal(leaf, other):
+        # A file may hold the rest in the compute type, to which it is cast at use: that changes nothing.
+        if not trees.is_bitlinear(path) and not np.array_equal(leaf.astype(compute), other.astype(compute)):
             raise UserError(f"{name} differs in the packed parameters: only BitLinear kernels may")
     if theirs:
         raise UserError(f"{'/'.join(next(iter(theirs)))} is missing in the latent parameters")
@@ -183,10 +185,9 @@ def _compare_block(
             inputs["/".join(context.module.path)] = args[0]
         return call(*args, **kwargs)
 
-    block = Block(config, implementation)
     with nn.intercept_methods(record):
-        (y, _), _ = block.apply({"params": latent}, (x, None), jnp.int32(0), positions)  # type: ignore[misc]
-    (other, _), _ = block.apply({"params": packed}, (x, None), jnp.int32(0), positions)  # type: ignore[misc]
+        (y, _), _ = Block(config).apply({"params": latent}, (x, None), jnp.int32(0), positions)  # type: ignore[misc]
+    (other, _), _ = Block(config, implementation).apply({"params": packed}, (x, None), jnp.int32(0), positions)  # type: ignore[misc]
     gap = jnp.abs(y.astype(jnp.float32) - other.astype(jnp.float32))
     difference = jnp.max(jnp.where(counted[..., None], gap, 0.0))
 

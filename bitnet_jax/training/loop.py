@@ -1,5 +1,6 @@
 """The training loop: compile once, dispatch a step, fetch the numbers of the one before, log, evaluate, save, resume."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ class Summary:
         save_seconds: time the loop stood still for checkpoints.
         seconds: everything.
         non_finite: steps whose loss or gradient was not finite, over the whole run.
-        stopped_by: the signal that stopped it, after a save; None where it ran to its end.
+        stopped_by: the signal that came, after which everything was saved; None where none came.
     """
 
     directory: Path
@@ -113,6 +114,7 @@ def train(
         with run_directory.claim(directory), StopRequest() as stop:
             run_directory.enter(directory, config, files or {}, resume)
             with Checkpoints(directory / run_directory.CHECKPOINTS, config.output.keep_checkpoints) as checkpoints:
+                _check_memory(config)
                 init = jax.jit(lambda: init_run(config, optimizer))
                 restored = checkpoints.restore(jax.eval_shape(init), reporter.warned)
                 state, first = (init(), 0) if restored is None else (restored.state, restored.step)
@@ -123,6 +125,7 @@ def train(
                 reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
                 with Logs(directory, config, first) as logs:
                     run = _Run(config, data, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
+                    run.non_finite = int(state.non_finite)
                     if first < config.steps:
                         run.go(state)
                 run.wait()
@@ -209,7 +212,6 @@ class _Run:
         train_step = compile_step(config, model_apply(config), self.optimizer, state, batch_spec(config))
         self.compile_seconds = time.perf_counter() - begun
         self.reporter.compiled(self.compile_seconds)
-        self.non_finite = int(state.non_finite)
         if self.first % output.log_every == 0:  # else the codes of the last log are gone, and the first count of flips is null
             self.earlier_codes = codes.snapshot(state.params, config.model)
         self.clock.start()
@@ -249,8 +251,8 @@ class _Run:
 
     @property
     def stopped_by(self) -> str | None:
-        """The signal that ended this start before the last step."""
-        return self.stop.signal.name if self.stop.signal is not None and self.step < self.config.steps else None
+        """The signal that came during this start, in its last evaluation or save too: whoever sent it wants nothing begun after it."""
+        return self.stop.signal.name if self.stop.signal is not None else None
 
     def summary(self, directory: Path, seconds: float) -> Summary:
         return Summary(
@@ -344,6 +346,22 @@ class _Run:
         seconds = time.perf_counter() - begun
         self.save_seconds += seconds
         self.clock.pause(seconds)
+
+
+def _check_memory(config: TrainConfig) -> None:
+    """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
+    needed = 16 * costs.parameters(config.model).total
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is not None:
+        limit *= jax.device_count()
+    elif device.platform == "cpu" and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"{needed // 16:,} parameters need {needed / 1e9:,.0f} GB to train (parameter, gradient and two moments of 4 bytes each): "
+            f"must be at most the {limit / 1e9:,.0f} GB of this machine"
+        )
 
 
 def init_run(config: TrainConfig, optimizer: Optimizer) -> TrainState:

@@ -33,6 +33,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 _LOCK = ".lock"
+_MAY_DIFFER = ("output.", "data.cache_dir:", "non_finite:", "non_finite_limit:")  # they decide no number of a run that goes on
 _PACKAGES = ("bitnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -86,7 +87,7 @@ def enter(directory: Path, config: TrainConfig, files: Mapping[str, str], resume
 
     Args:
         directory: claimed folder.
-        config: everything but `output` must be what the run began with.
+        config: what decides the numbers must be what the run began with.
         files: name → text; of a run that exists, the same text must be there.
         resume: whether an existing run may be continued.
 
@@ -97,7 +98,7 @@ def enter(directory: Path, config: TrainConfig, files: Mapping[str, str], resume
         if not resume:
             raise UserError(f"{directory} holds a run already: choose another folder, or resume it")
         begun = configs.read(TrainConfig, directory / CONFIG)
-        rows = [row for row in configs.differences(begun, config) if not row.startswith("output.")]
+        rows = [row for row in configs.differences(begun, config) if not row.startswith(_MAY_DIFFER)]
         if rows:
             raise UserError(f"{directory} was begun with another configuration: {'; '.join(rows)}")
     write(directory / CONFIG, configs.to_json(config))

@@ -1,4 +1,8 @@
-"""Stopping a run from outside: the first SIGTERM or SIGINT asks, the second ends the process at once."""
+"""Stopping a run from outside: the first SIGTERM or SIGINT asks, the second ends the process.
+
+Python looks at signals between its own steps, so inside a long call, such as compiling, the first waits until that returns. From the
+moment it was seen the second needs no Python.
+"""
 
 import os
 import signal

@@ -56,12 +56,53 @@ def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatc
     assert "implementation 'cuda' is unknown: must be one of reference, xla" in capsys.readouterr().err
     assert "--- 2 ---" in out("generate", "run", "It was", "the", *greedy)
 
+    assert cli.main(["generate", "run", "It was", "--implementation", "xla"]) == 2
+    assert "is for packed weights" in capsys.readouterr().err
+
     facts = json.loads(out("info", "two_bit.safetensors", "--json"))
     assert facts["packed"]
     assert len(facts["layers"]) == 14
     assert all(sum(row["fractions"]) == pytest.approx(1) for row in facts["layers"])
     assert "ternary weights" in out("info", "run")
 
+    (tmp_path / "corpus.txt").write_text(TEXT + "Something else.")
+    assert cli.main(["eval", "run"]) == 2
+    assert "source='corpus.txt' has changed since run was begun" in capsys.readouterr().err
+
     model = bj.load("run")
     tokens = model.need_tokenizer().encode("It was")[None]
     assert bj.Transformer(model.config).apply({"params": model.params}, tokens).logits.shape == (1, 6, 257)
+
+
+@pytest.mark.slow
+def test_a_bfloat16_model_is_packed_and_proved(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    train = ["train", "ladder-0.2m", "--out", "run", "--data.source", "corpus.txt", *SMALL, "--model.dtype", "bfloat16"]
+    assert cli.main(train) == 0, capsys.readouterr().err
+    assert cli.main(["pack", "run", "packed.safetensors"]) == 0, capsys.readouterr().err
+    assert "greedy tokens equal" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_proved_is_not_kept(tmp_path, capsys, monkeypatch):
+    import jax
+    import jax.numpy as jnp
+
+    from bitnet_jax.cli import pack
+    from bitnet_jax.errors import RunError
+    from bitnet_jax.formats import model_file
+    from bitnet_jax.transformer import Transformer
+    from tests.shapes import tiny
+
+    params = jax.jit(lambda: Transformer(tiny()).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])()
+    model_file.write(tmp_path / "latent.safetensors", params, tiny())
+    (tmp_path / "packed.safetensors").write_bytes(b"an earlier one")
+
+    def disproved(latent, packed):
+        raise RunError("the packed model is not the latent one")
+
+    monkeypatch.setattr(pack, "prove", disproved)
+    assert cli.main(["pack", str(tmp_path / "latent.safetensors"), str(tmp_path / "packed.safetensors"), "--force"]) == 1
+    assert "is not the latent one" in capsys.readouterr().err
+    assert (tmp_path / "packed.safetensors").read_bytes() == b"an earlier one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["latent.safetensors", "packed.safetensors"]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from bitnet_jax import params as trees
+from bitnet_jax.config import ActivationQuantizer, QuantConfig
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.evaluation import evaluator, perplexity
 from bitnet_jax.evaluation.perplexity import Perplexity
@@ -143,3 +145,9 @@ def test_a_loss_that_is_not_finite_is_an_error():
 def test_wrong_input_is_named(ids, options, message):
     with pytest.raises(UserError, match=message):
         perplexity(params(), CONFIG, ids, **options)
+
+
+def test_a_model_trained_with_activations_per_tensor_is_measured_per_token():
+    """Its perplexity then does not depend on what else is in the batch."""
+    per_tensor = replace(CONFIG, quant=QuantConfig(activation=ActivationQuantizer.PER_TENSOR))
+    assert perplexity(params(), per_tensor, IDS, window=16, batch_size=4).nats == measured(window=16).nats

@@ -232,3 +232,22 @@ def test_reporter_is_told_in_order(tmp_path: Path) -> None:
     assert names == [*begin, *middle, "advanced", "advanced", "logged", *middle, "advanced", *middle, "closed"]
     assert recorder.of("started")[0].parameters == 2376
     assert recorder.of("advanced") == list(range(1, 9))
+
+
+def test_a_signal_during_the_last_evaluation_is_told(tmp_path: Path) -> None:
+    """Whoever sent it wants nothing begun after this run."""
+
+    def interrupted(params: object) -> dict[str, float]:
+        del params
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"validation_loss": 1.0}
+
+    summary = train(small_config(), tmp_path, Batches(), evaluate=interrupted)
+    assert (summary.step, summary.stopped_by) == (small_config().steps, "SIGTERM")
+    assert parameters(tmp_path, small_config())[1] == small_config().steps
+
+
+def test_a_run_too_large_for_the_machine_is_refused(tmp_path: Path) -> None:
+    large = replace(small_config(), model=replace(small_config().model, vocab_size=2_000_000_000))
+    with pytest.raises(UserError, match=r"parameters need .* GB to train"):
+        train(large, tmp_path, Batches())

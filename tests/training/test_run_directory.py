@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_jax import config as configs
-from bitnet_jax.config import TrainConfig
+from bitnet_jax.config import NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import run_directory
 from tests.training.runs import small_config
@@ -77,7 +77,8 @@ def test_resuming_with_another_configuration_names_every_field_that_differs(tmp_
 
 def test_what_a_run_shows_and_keeps_may_change(tmp_path: Path) -> None:
     enter(tmp_path)
-    changed = replace(CONFIG, output=replace(CONFIG.output, log_every=7))
+    data = replace(CONFIG.data, cache_dir="elsewhere")
+    changed = replace(CONFIG, output=replace(CONFIG.output, log_every=7), data=data, non_finite=NonFinite.STOP, non_finite_limit=99)
     enter(tmp_path, changed)
     assert configs.read(TrainConfig, tmp_path / "config.json") == changed
 
