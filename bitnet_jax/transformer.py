@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.core import Tracer
 
 from bitnet_jax import dot
 from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
@@ -145,7 +146,7 @@ def _check_room(cache: KVCache | None, time: int) -> None:
     """Raises UserError where the tokens do not fit behind those that the cache holds, as far as that is known while tracing."""
     if cache is None:
         return
-    used = 0 if isinstance(cache.length, jax.core.Tracer) else int(jnp.max(cache.length))
+    used = 0 if isinstance(cache.length, Tracer) else int(jnp.max(cache.length))
     if used + time > cache.capacity:
         raise UserError(f"{time} tokens behind {used} must fit into the cache's capacity={cache.capacity}")
 
