@@ -26,7 +26,8 @@ def main(args: list[str] | None = None) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in parsed.seeds:
         out = parsed.runs / f"quickstart-seed-{seed}"
-        if code := cli.main(["quickstart", "--out", str(out), "--seed", str(seed)]):
+        code = cli.main(["quickstart", "--out", str(out), "--seed", str(seed)])
+        if code or not (out / "results.json").exists():  # a signal ends it with 0 as well, once everything is saved
             return code
         facts = json.loads((out / "results.json").read_text(encoding="utf-8"))
         facts["provenance"]["run"] = f"quickstart --seed {seed}"
