@@ -22,6 +22,11 @@ def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any =
     return _product(x, kernel).astype(out_dtype or x.dtype)
 
 
+def tied(x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = None) -> Float[Array, "... V"]:
+    """x @ table^T, as `full`: the head where it is the embedding."""
+    return _transposed_product(x, table).astype(out_dtype or x.dtype)
+
+
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
     """The product of quantised activations and quantised weights, with straight-through gradients to both.
 
@@ -86,6 +91,21 @@ def _product_backward(kept, gradient):
 
 
 _product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
+
+
+@jax.custom_vjp
+def _transposed_product(x, table):
+    return _input_gradient(x, table.astype(x.dtype))
+
+
+def _transposed_product_backward(kept, gradient):
+    # Not `_product` of a transposed table: its gradient would be transposed too, a product that XLA:CPU lacks in bfloat16.
+    x, table = kept
+    gradient = gradient.astype(x.dtype)
+    return _matmul(gradient, table.astype(x.dtype)).astype(x.dtype), _weight_gradient(gradient, x).astype(table.dtype)
+
+
+_transposed_product.defvjp(lambda x, table: (_transposed_product(x, table), (x, table)), _transposed_product_backward)
 
 
 # --- the integer product with straight-through gradients -------------------------------------------------------------

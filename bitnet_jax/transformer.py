@@ -119,8 +119,10 @@ class Transformer(nn.Module):
         if last is not None:
             x = jnp.take_along_axis(x, last[:, None, None], 1)
         hidden = Norm(config, name="final_norm")(x)
-        head = embedding.T if config.tie_embeddings else Head(config, name="head")()
-        logits = dot.full(hidden, head, config.logits_dtype.value)
+        if config.tie_embeddings:
+            logits = dot.tied(hidden, embedding, config.logits_dtype.value)
+        else:
+            logits = dot.full(hidden, Head(config, name="head")(), config.logits_dtype.value)
         if cache is not None and kept is not None:
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
         return Output(logits, cache, hidden)

@@ -82,6 +82,18 @@ def test_full_precision_is_the_plain_product():
     check_grads(dot.full, (x, w), order=1, modes=["rev"], atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_tied_head_is_the_product_with_the_transposed_table(dtype):
+    x, table, upstream = inputs(dtype, k=24, n=48)[0], inputs()[1], inputs(dtype, n=48)[2]
+    np.testing.assert_array_equal(dot.tied(x, table), dot.full(x, table.T))
+
+    def gradients(product):
+        return jax.jit(jax.grad(lambda x, w: jnp.sum((product(x, w) * upstream).astype(jnp.float32)), (0, 1)))(x, table)
+
+    for ours, reference in zip(gradients(dot.tied), gradients(lambda x, w: jnp.matmul(x, w.T.astype(dtype))), strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), reference.astype(jnp.float32), rtol=0.02, atol=0.05)
+
+
 def test_activations_alone_can_be_quantised():
     x, w, _ = inputs()
     config = QuantConfig(weight=WeightQuantizer.NONE)
