@@ -8,9 +8,9 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # names of glibc's mallopt
 def keep_freed_memory() -> bool:
     """Tells glibc to hand freed memory out again instead of returning it to the system; whether it could be told.
 
-    XLA on a CPU allocates its buffers anew in every step, and large ones are mapped and unmapped by default: the page faults took a
-    sixth of a training step's time. The price is that the process stays as large as it ever was. For programs, not for the library: it
-    holds for the whole process.
+    XLA on a CPU allocates its buffers anew in every step, and large ones are mapped and unmapped by default: the page faults cost a
+    good part of a training step (experiments/LOG.md). The price is that the process stays as large as it ever was. For programs, not for
+    the library: it holds for the whole process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

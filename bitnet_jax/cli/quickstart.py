@@ -94,7 +94,7 @@ def measure(base: TrainConfig, out: Path) -> dict[str, Any]:
     from bitnet_jax.cli.progress import stages
     from bitnet_jax.formats import model_file
     from bitnet_jax.inference import Sampling, check_parity, generate
-    from bitnet_jax.training import logs, run_directory
+    from bitnet_jax.training import logs, loop, run_directory
     from kernels_pallas import Encoding
 
     loaded = {name: models.load(out / name) for name in TWINS}
@@ -128,7 +128,7 @@ def measure(base: TrainConfig, out: Path) -> dict[str, Any]:
             rows[name] |= evaluate(model, text, base.data.seq_len)
         if name in TWINS:
             paces = [line["tokens_per_second"] for line in logs.read(out / name / run_directory.METRICS) if line.get("tokens_per_second")]
-            rows[name]["training_tokens_per_second"] = sorted(paces[1:] or paces)[len(paces[1:] or paces) // 2]
+            rows[name]["training_tokens_per_second"] = loop.median_pace(paces)
     sample = generate(
         loaded["2bit"].params,
         latent.config,

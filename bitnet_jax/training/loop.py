@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -142,6 +142,11 @@ class _Pending(NamedTuple):
     counts: list[tuple[str, codes.CodeCounts]] | None
 
 
+def median_pace(paces: Sequence[float]) -> float | None:
+    """Median of the paces of log intervals without the first, in which caches are cold; that one where there is no other."""
+    return statistics.median(paces[1:] or paces) if paces else None
+
+
 @dataclass
 class _Clock:
     """Paces of log intervals, without the time that evaluation and saving take."""
@@ -172,8 +177,7 @@ class _Clock:
     @property
     def median(self) -> float | None:
         """Median pace without the first lap, in which caches are cold; the only one where there is but one."""
-        paces = self.paces[1:] or self.paces
-        return statistics.median(paces) if paces else None
+        return median_pace(self.paces)
 
 
 class _Run:
