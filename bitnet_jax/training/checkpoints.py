@@ -9,6 +9,7 @@ A checkpoint of step n is the folder `checkpoints/n`, an orbax composite of thre
 The file system's own errors and orbax's are found by orbax; a flipped bit in the data of an array is not, hence the checksums.
 """
 
+import functools
 import gc
 import logging
 import sys
@@ -61,6 +62,7 @@ class Checkpoints:
         """
         self.directory = directory
         self._absl_level = _quieten()
+        _ignore_abandoned_writes()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._manager = _open(directory, keep)
@@ -262,6 +264,22 @@ def _set_aside(checkpoint: Path) -> None:
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return lines[0].split(" See full TensorStore details")[0].rstrip(". ")[:200] if lines and lines[0] else type(error).__name__
+
+
+def _ignore_abandoned_writes() -> None:
+    """Silences, for the rest of the process, what the writes beside a failed one say when they end.
+
+    A failed save closes its event loop while other arrays are still on their way to disk. Each of them then finds the loop closed, at
+    any later moment and on a thread of its own, and would print a traceback beside the one line that says what happened.
+    """
+    hook = sys.unraisablehook
+    if not (isinstance(hook, functools.partial) and hook.func is _unless_loop_closed):
+        sys.unraisablehook = functools.partial(_unless_loop_closed, hook)
+
+
+def _unless_loop_closed(hook: Callable[[Any], object], unraisable: Any) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        hook(unraisable)
 
 
 def _quieten() -> int:

@@ -1,8 +1,10 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -196,3 +198,14 @@ def test_full_disk_is_named_and_the_last_good_checkpoint_is_kept(small_disk: Pat
     assert restored is not None
     assert (restored.step, warnings, steps) == (2, [], [2])
     assert same(restored.state, state(2))
+
+
+def test_only_writes_that_outlived_their_failed_save_are_silenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(str(unraisable.exc_value)))
+    for name in ("first", "second"):
+        with Checkpoints(tmp_path / name, 2):
+            pass
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))  # pyright: ignore[reportArgumentType]
+    assert heard == ["something else"]
