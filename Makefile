@@ -1,6 +1,7 @@
 # make quickstart        train a small b1.58 model and its full-precision twin, pack it, generate from it (SMOKE=1: a few steps only)
 # make test              every test that needs no accelerator (TESTS=tests/test_quant.py: only those)
 # make test-quick        without the slow ones
+# make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -19,7 +20,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -28,10 +29,13 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/bitnet-jax quickstart $(if $(filter-out 0,$(SMOKE)),--smoke)
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not huge" $(TESTS)
 
 test-quick: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(TESTS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not huge" $(TESTS)
+
+test-huge: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -q -m huge $(TESTS)
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"

@@ -3,22 +3,24 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bitnet_jax import config as configs
-from bitnet_jax.config import ModelConfig, TrainConfig
+from bitnet_jax.bitlinear import is_ternary
+from bitnet_jax.config import Arithmetic, ModelConfig, TrainConfig
 from bitnet_jax.data.tokenizers import Tokenizer
 from bitnet_jax.errors import UserError
-from bitnet_jax.formats import model_file
+from bitnet_jax.formats import model_file, orbax_folder
+from bitnet_jax.formats import weights as leafwise
+from bitnet_jax.formats.weights import Assets, Weights
 from bitnet_jax.params import Params, leaves
 from bitnet_jax.training import checkpoints, run_directory
 from bitnet_jax.transformer import parameter_shapes
-from kernels_pallas import PackedTernary
+from kernels_pallas import Encoding, PackedTernary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,11 @@ class Model:
         params: latent or packed parameters.
         tokenizer: None where the source has none.
         provenance: where it comes from, as plain JSON values.
-        kind: "run" or "model file".
+        kind: "run", "model file", "Hugging Face folder", "GGUF file", "StableHLO folder" or "orbax folder".
+        chat_template: Jinja source that makes one text of a conversation; None where the source has none.
+        prefix: ids that stand before every text, as when the model was trained.
+        stop_tokens: ids that end a text or a turn; empty where only the tokenizer's end of text does.
+        sampling: what its authors sample with, as `weights.Assets`.
     """
 
     config: ModelConfig
@@ -38,6 +44,10 @@ class Model:
     tokenizer: Tokenizer | None
     provenance: dict[str, Any]
     kind: str
+    chat_template: str | None = None
+    prefix: tuple[int, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    sampling: dict[str, float] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -50,44 +60,109 @@ class Model:
             raise UserError("the model has no tokenizer: text cannot become tokens")
         return self.tokenizer
 
+    def weights(self, params: Params | None = None) -> Weights:
+        """The model as the writers of `formats` take it, with other parameters, such as packed ones, if they are given."""
+        assets = Assets(
+            tokenizer=self.tokenizer.to_json() if self.tokenizer else None,
+            chat_template=self.chat_template,
+            prefix=self.prefix,
+            stop_tokens=self.stop_tokens,
+            sampling=self.sampling,
+        )
+        params = self.params if params is None else params
+        return leafwise.from_params(params, self.config, assets=assets, provenance=self.provenance, where="the model")
+
 
 _warn = logging.getLogger("bitnet_jax").warning
 
 
-def load(path: str | Path, warn: Callable[[str], None] = _warn) -> Model:
-    """The model at `path`: a run's folder (its newest whole checkpoint), or a model file (.safetensors).
+def load(
+    path: str | Path,
+    warn: Callable[[str], None] = _warn,
+    *,
+    pack: bool = False,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Model:
+    """The model at `path`, in any format that `open_weights` knows; arguments and errors are those of `open_weights`, but for `pack`:
+    with it, ternary kernels are packed while they are read, where that changes no number. It is for text, which is then made sooner."""
+    weights, kind = open_weights(path, warn, variant=variant, revision=revision)
+    if pack and weights.encoding is None and is_ternary(weights.config) and weights.config.quant.arithmetic is Arithmetic.INTEGER:
+        weights = leafwise.packed(weights, Encoding.TWO_BIT)
+    assets = weights.assets
+    return Model(
+        config=weights.config,
+        # What a file is mapped to is used where it lies, without a copy, by a device that shares the host's memory.
+        params=jax.device_put(leafwise.load(weights)),
+        tokenizer=Tokenizer.from_json(assets.tokenizer, f"{weights.where}: tokenizer") if assets.tokenizer else None,
+        provenance=weights.provenance,
+        kind=kind,
+        chat_template=assets.chat_template,
+        prefix=assets.prefix,
+        stop_tokens=assets.stop_tokens,
+        sampling=assets.sampling,
+    )
+
+
+def open_weights(
+    path: str | Path, warn: Callable[[str], None] = _warn, *, variant: str | None = None, revision: str | None = None
+) -> tuple[Weights, str]:
+    """The model at `path`, leaf by leaf, and what kind of thing is there.
+
+    A run's folder (its newest whole checkpoint); a model file (.safetensors); a GGUF file (.gguf); a folder as Hugging Face,
+    `formats.stablehlo` or `formats.orbax_folder` write it; or, where nothing has that path, the name `owner/model` of a model on the
+    Hugging Face hub, which is downloaded.
 
     Args:
-        path: folder or file.
-        warn: called with one line for each damaged checkpoint that was passed over.
+        path: folder, file or name.
+        warn: called with one line for each damaged checkpoint that was passed over, and with the revision of what was downloaded.
+        variant: "trilm" for a Hugging Face folder whose config.json is a plain Llama's but whose weights are TriLM's.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
         UserError: there is nothing at `path`, or nothing that this project reads, or it is damaged.
     """
-    path = Path(path)
+    from bitnet_jax.formats import hub
+
+    name, place = str(path), Path(path)
+    if not place.exists() and hub.is_name(name):
+        place, commit = hub.download(name, revision)
+        warn(f"{name} is at revision {commit}")
+    elif revision is not None:
+        raise UserError(f"revision={revision} is for a model on the hub: {name} is none")
+    weights, kind = _open(place, warn, variant)
+    if variant is not None and kind != "Hugging Face folder":
+        raise UserError(f"variant={variant} is for a Hugging Face folder: {place} is a {kind}")
+    return weights, kind
+
+
+def _open(path: Path, warn: Callable[[str], None], variant: str | None) -> tuple[Weights, str]:
+    from bitnet_jax.formats import gguf, huggingface, stablehlo
+
     if path.is_dir():
-        return _load_run(path, warn)
+        if stablehlo.is_artefact(path):
+            return stablehlo.read(path), "StableHLO folder"
+        if orbax_folder.is_model(path):
+            return orbax_folder.read(path), "orbax folder"
+        if huggingface.is_checkpoint(path):
+            return huggingface.read(path, variant=variant), "Hugging Face folder"
+        return _open_run(path, warn), "run"
     if not path.exists():
-        raise UserError(f"{path} does not exist: must be a run's folder or a model file (.safetensors)")
-    contents = model_file.read(path)
-    tokenizer = Tokenizer.from_json(contents.tokenizer, f"{path}: tokenizer") if contents.tokenizer else None
-    params = jax.tree.map(jnp.asarray, contents.params)
-    return Model(config=contents.config, params=params, tokenizer=tokenizer, provenance=contents.provenance, kind="model file")
+        raise UserError(f"{path} does not exist: must be a run's folder, a model file (.safetensors, .gguf), a folder of Hugging Face's")
+    if path.suffix == ".gguf":
+        return gguf.read(path), "GGUF file"
+    return model_file.read(path), "model file"
 
 
-def _load_run(directory: Path, warn: Callable[[str], None]) -> Model:
+def _open_run(directory: Path, warn: Callable[[str], None]) -> Weights:
     if not run_directory.is_run(directory):
         raise UserError(f"{directory} is no run: it has no {run_directory.CONFIG}")
     config = configs.read(TrainConfig, directory / run_directory.CONFIG).model
     params, step = checkpoints.read_params(directory / run_directory.CHECKPOINTS, parameter_shapes(config), warn)
     text = directory / "tokenizer.json"
-    return Model(
-        config=config,
-        params=params,
-        tokenizer=Tokenizer.read(text) if text.exists() else None,
-        provenance={"run": str(directory), "step": step, **load_provenance(directory)},
-        kind="run",
-    )
+    assets = Assets(tokenizer=Tokenizer.read(text).to_json() if text.exists() else None)
+    provenance = {"run": str(directory), "step": step, **load_provenance(directory)}
+    return leafwise.from_params(params, config, assets=assets, provenance=provenance, where=str(directory))
 
 
 def load_provenance(directory: Path) -> dict[str, Any]:

@@ -100,13 +100,22 @@ def pack(params: Params, config: ModelConfig, encoding: Encoding = Encoding.TWO_
             return leaf
         if isinstance(leaf, PackedTernary):
             raise UserError(f"{'/'.join(path)} is packed already")
-        values, scale = _quantize(jnp.asarray(leaf), config.quant)
-        scale = np.asarray(scale)
-        if not np.all(np.isfinite(scale)):
-            raise UserError(f"{'/'.join(path)} holds NaN or infinite weights: they have no ternary code")
-        return pack_codes(np.asarray(values), scale, encoding)
+        return pack_kernel(jnp.asarray(leaf), config.quant, encoding, "/".join(path))
 
     return map_leaves(one, params)
+
+
+def pack_kernel(kernel: jax.Array, config: QuantConfig, encoding: Encoding, name: str) -> PackedTernary:
+    """One latent matrix [K, N], or a stack of them [L, K, N], as packed ternary weights on the host.
+
+    Raises:
+        UserError: it holds NaN or infinite weights; `name` is what the message calls it.
+    """
+    values, scale = _quantize(kernel, config)
+    scale = np.asarray(scale)
+    if not np.all(np.isfinite(scale)):
+        raise UserError(f"{name} holds NaN or infinite weights: they have no ternary code")
+    return pack_codes(np.asarray(values), scale, encoding)
 
 
 def unpack(params: Params) -> Params:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("config",),
-    ("presets", "array_types", "costs", "data", "programs", "memory"),
+    ("presets", "array_types", "costs", "data", "programs", "memory", "orbax_errors"),
     ("sums", "norms"),
     ("quant",),
     ("dot",),
@@ -25,6 +25,7 @@ LAYERS = (
     ("evaluation", "inference"),
     ("training", "formats", "cpu"),
     ("models", "statistics", "plotting"),
+    ("conversion",),
     ("",),  # bitnet_jax/__init__.py, the table of contents
     ("cli",),
     ("__main__",),
@@ -35,7 +36,7 @@ STANDARD_LIBRARY_ONLY = {"errors", "config", "presets", "costs"}
 EXTRA = {("config", "presets")}  # `ModelConfig.preset` looks its table up when called
 FORBIDDEN = {("training", "formats"), ("training", "inference"), ("evaluation", "formats")}
 # Packages that only an extra brings: importing a module must work without them.
-OPTIONAL = {"beartype", "datasets", "lm_eval", "pyarrow", "torch", "transformers", "wandb", "zstandard"}
+OPTIONAL = {"atheris", "beartype", "datasets", "gguf", "lm_eval", "pyarrow", "torch", "transformers", "wandb", "zstandard"}
 
 FILES = sorted(path.relative_to(ROOT) for package in ("bitnet_jax", "kernels_pallas") for path in (ROOT / package).rglob("*.py"))
 

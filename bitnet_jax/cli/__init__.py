@@ -16,7 +16,9 @@ COMMANDS = {
     "train": "train a model from a preset or a configuration file; an interrupted run goes on where it was",
     "eval": "perplexity and bits per byte of a model on a text",
     "generate": "continue a prompt",
+    "chat": "talk with a model",
     "pack": "write a model as one file, with 2 or 1.6 bits a ternary weight",
+    "convert": "any model that is read here to Hugging Face, GGUF, StableHLO, orbax or a packed file, proved the same",
     "info": "say what a run or a model file is",
 }
 

@@ -15,8 +15,8 @@ from bitnet_jax.errors import UserError
 class Args:
     """Perplexity of a model over all tokens of a text, and bits per byte, by which models with other tokenizers compare."""
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder, or a model file."""
+    model: tyro.conf.Positional[str]
+    """A run's folder, a model in any format that `convert` reads, or owner/model on the hub."""
     text: tyro.conf.Positional[str | None] = None
     """A file, folder or glob of .txt, .jsonl, .jsonl.zst or .parquet; without it, the held-out text of the run."""
     text_field: str = "text"
@@ -36,6 +36,8 @@ class Args:
 def run(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parsed = arguments.parse(Args, args, "eval")
+    import numpy as np
+
     from bitnet_jax import models
     from bitnet_jax.cli.progress import stages
     from bitnet_jax.data import read_tokens
@@ -47,11 +49,11 @@ def run(args: Sequence[str]) -> int:
         if parsed.text is not None:
             tokens = read_tokens(parsed.text, tokenizer, text_field=parsed.text_field, progress=progress)
         else:
-            tokens = held_out(parsed.model, progress)
+            tokens = held_out(Path(parsed.model), progress)
         found = perplexity(
             model.params,
             model.config,
-            tokens.ids,
+            np.concatenate((np.array(model.prefix, tokens.ids.dtype), tokens.ids)),
             window=parsed.window,
             stride=parsed.stride,
             batch_size=parsed.batch_size,
@@ -60,7 +62,7 @@ def run(args: Sequence[str]) -> int:
             progress=lambda done, total: progress("evaluate", done, total),
         )
     facts = {
-        "model": str(parsed.model),
+        "model": parsed.model,
         "text": parsed.text or "held-out text of the run",
         "perplexity": found.perplexity,
         "loss_nats_per_token": found.loss,

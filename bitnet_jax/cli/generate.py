@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from bitnet_jax.cli import arguments
+from bitnet_jax.cli import arguments, sampling_flags
+from bitnet_jax.cli.terminal import harmless
 from bitnet_jax.errors import UserError
 from bitnet_jax.inference.sampling import Sampling
 
@@ -17,14 +17,14 @@ from bitnet_jax.inference.sampling import Sampling
 class Args:
     """Continues one or more prompts; one is shown as it is written, several are computed together and shown when they are done."""
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder, or a model file."""
+    model: tyro.conf.Positional[str]
+    """A run's folder, a model file, a folder of Hugging Face's, or the name of a model on the hub."""
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Prompts; without one, standard input is the prompt."""
     max_new_tokens: int = 128
     """Tokens to make at most for each prompt."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=lambda: Sampling(temperature=0.8))
-    """How the next token is chosen."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=lambda: sampling_flags.DEFAULT)
+    """How the next token is chosen; what is not given is as the model's authors state it, where they do."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation; they are not shown."""
     seed: int = 0
@@ -33,6 +33,8 @@ class Args:
     """Show the text as it is made, where there is one prompt."""
     implementation: str | None = None
     """Kernel for packed weights; None chooses."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -46,26 +48,31 @@ def run(args: Sequence[str]) -> int:
         if sys.stdin.isatty():
             raise UserError("no prompt is given: must be an argument, or standard input")
         prompts = [sys.stdin.read().rstrip("\n")]
-    model = models.load(parsed.model)
-    options = {
+    model = models.load(parsed.model, revision=parsed.revision, pack=True)
+    parsed = sampling_flags.with_stated(parsed, args, "generate", model.sampling)
+    options: dict[str, Any] = {
         "max_new_tokens": parsed.max_new_tokens,
         "sampling": parsed.sampling,
         "tokenizer": model.need_tokenizer(),
+        "stop_tokens": model.stop_tokens or None,
         "stop_strings": parsed.stop,
+        "prefix": model.prefix,
         "seed": parsed.seed,
         "implementation": parsed.implementation,
     }
+    # A terminal is not to be commanded by a model; a file or a program gets the text as it is.
+    shown = harmless if sys.stdout.isatty() else str
     if len(prompts) == 1 and parsed.stream:
         pieces = stream(model.params, model.config, prompts, **options)
         print(prompts[0], end="", flush=True)
         for piece in pieces:
-            print(piece.text, end="", flush=True)
+            print(shown(piece.text), end="", flush=True)
         print()
         result = pieces.result()
     else:
         result = generate(model.params, model.config, prompts, **options)
         for number, (prompt, row) in enumerate(zip(prompts, result.rows, strict=True), 1):
-            print(f"{f'--- {number} ---' + chr(10) if len(prompts) > 1 else ''}{prompt}{row.text}")
+            print(f"{f'--- {number} ---' + chr(10) if len(prompts) > 1 else ''}{prompt}{shown(row.text or '')}")
     timing = result.timing
     pace = f", {timing.decode_tokens_per_second:,.1f} tokens/s" if timing.decode_tokens_per_second else ""
     reasons = ", ".join(row.finish.value for row in result.rows if row.finish is not None)

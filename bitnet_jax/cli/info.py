@@ -16,7 +16,7 @@ class Args:
     """Says what a run or a model file is: shape, parameters, bytes by part, ternary statistics per layer, provenance."""
 
     path: tyro.conf.Positional[Path]
-    """A run's folder, a model file, or the name of a preset."""
+    """A run's folder, a model in any format that `convert` reads, or the name of a preset."""
     json: bool = False
     """Print one JSON object instead of tables."""
 

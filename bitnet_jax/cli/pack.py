@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,13 +44,9 @@ def run(args: Sequence[str]) -> int:
     packed = params.pack(model.params, model.config, parsed.encoding)
     draft = parsed.out.with_name(f".{parsed.out.stem}.{os.getpid()}.draft{parsed.out.suffix}")
     try:
+        weights = model.weights(packed)
         size = model_file.write(
-            draft,
-            packed,
-            model.config,
-            tokenizer=model.tokenizer.to_json() if model.tokenizer else None,
-            provenance={"packed_from": str(parsed.model), **model.provenance},
-            dtype=parsed.dtype,
+            draft, replace(weights, provenance={"packed_from": str(parsed.model), **model.provenance}), dtype=parsed.dtype
         )
         if parsed.dtype is None:
             proof = prove(model, models.load(draft))

@@ -1,4 +1,4 @@
-"""Progress of what happens before the first step: download, tokenizer, tokens."""
+"""Progress of what happens before the first step (download, tokenizer, tokens), and of conversions."""
 
 import sys
 import time

@@ -104,14 +104,13 @@ def measure(base: TrainConfig, out: Path) -> dict[str, Any]:
         text = held_out(out / "bitnet", progress)
 
     files = {form: out / f"bitnet-{form}.safetensors" for form in FORMS}
-    keep = {"tokenizer": tokenizer.to_json(), "provenance": latent.provenance}
     sizes = {
-        "fp32": model_file.write(files["fp32"], latent.params, latent.config, dtype=DType.FLOAT32, **keep),
-        "bf16": model_file.write(files["bf16"], latent.params, latent.config, dtype=DType.BFLOAT16, **keep),
+        "fp32": model_file.write(files["fp32"], latent.weights(), dtype=DType.FLOAT32),
+        "bf16": model_file.write(files["bf16"], latent.weights(), dtype=DType.BFLOAT16),
     }
     for form, encoding in (("2bit", Encoding.TWO_BIT), ("base3", Encoding.BASE3)):
         packed = params.pack(latent.params, latent.config, encoding)
-        sizes[form] = model_file.write(files[form], packed, latent.config, **keep)
+        sizes[form] = model_file.write(files[form], latent.weights(packed))
         loaded[form] = models.load(files[form])
 
     length = base.data.seq_len // 2

@@ -10,9 +10,7 @@ The file system's own errors and orbax's are found by orbax; a flipped bit in th
 """
 
 import functools
-import gc
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 
+from bitnet_jax import orbax_errors
 from bitnet_jax.config import TrainConfig, to_dict
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training.checksums import checksums, json_digest
@@ -61,8 +60,8 @@ class Checkpoints:
             keep: newest checkpoints to keep.
         """
         self.directory = directory
-        self._absl_level = _quieten()
-        _ignore_abandoned_writes()
+        self._absl_level = orbax_errors.quieten()
+        orbax_errors.ignore_abandoned_writes()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._manager = _open(directory, keep)
@@ -144,7 +143,7 @@ class Checkpoints:
 
     def _unwritten(self, what: str, failure: Exception) -> RunError:
         kept = f"; the last good checkpoint is {max(self.steps)}" if self.steps else "; there is no earlier checkpoint"
-        return RunError(f"{what} could not be written to {self.directory}: {_first_line(failure)}{kept}")
+        return RunError(f"{what} could not be written to {self.directory}: {orbax_errors.first_line(failure)}{kept}")
 
 
 def read_params(directory: Path, target: Params, warn: Warn) -> tuple[Params, int]:
@@ -160,7 +159,7 @@ def read_params(directory: Path, target: Params, warn: Warn) -> tuple[Params, in
     """
     if not directory.is_dir():
         raise UserError(f"{directory} holds no checkpoint")
-    level = _quieten()
+    level = orbax_errors.quieten()
     manager = _open(directory, None)
     try:
         read = _newest_whole(directory, sorted(manager.all_steps()), lambda step: _read(manager, step, {"params": target}), warn)
@@ -219,7 +218,7 @@ def _newest_whole(directory: Path, steps: list[int], read: Callable[[int], Any],
     reasons: list[str] = []
     damaged: list[int] = []
     for step in reversed(steps):
-        found, reason = _attempt(read, step)
+        found, reason = orbax_errors.attempt(functools.partial(read, step))
         if reason is None:
             for name, why in zip(damaged, reasons, strict=True):
                 warn(f"checkpoint {directory / str(name)} is damaged ({why}): continuing from checkpoint {step}")
@@ -232,25 +231,6 @@ def _newest_whole(directory: Path, steps: list[int], read: Callable[[int], Any],
     return None
 
 
-def _attempt(read: Callable[[int], Any], step: int) -> tuple[Any, str | None]:
-    """(what was read, None), or (None, why it is damaged)."""
-    logger = logging.getLogger("asyncio")
-    level, hook = logger.level, sys.unraisablehook
-    logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda _: None
-    try:
-        try:
-            return read(step), None
-        except Exception as failure:  # noqa: BLE001 - damage surfaces as anything: JSON, key, value and bare Exception
-            reason = _first_line(failure)
-        # Orbax abandons the reads beside the one that failed; when they are collected, each would print a traceback.
-        gc.collect()
-        return None, reason
-    finally:
-        logger.setLevel(level)
-        sys.unraisablehook = hook
-
-
 def _set_aside(checkpoint: Path) -> None:
     shelf = checkpoint.parent.parent / "damaged"
     shelf.mkdir(exist_ok=True)
@@ -259,32 +239,3 @@ def _set_aside(checkpoint: Path) -> None:
         copy += 1
         place = shelf / f"{checkpoint.name}-{copy}"
     checkpoint.rename(place)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0].split(" See full TensorStore details")[0].rstrip(". ")[:200] if lines and lines[0] else type(error).__name__
-
-
-def _ignore_abandoned_writes() -> None:
-    """Silences, for the rest of the process, what the writes beside a failed one say when they end.
-
-    A failed save closes its event loop while other arrays are still on their way to disk. Each of them then finds the loop closed, at
-    any later moment and on a thread of its own, and would print a traceback beside the one line that says what happened.
-    """
-    hook = sys.unraisablehook
-    if not (isinstance(hook, functools.partial) and hook.func is _unless_loop_closed):
-        sys.unraisablehook = functools.partial(_unless_loop_closed, hook)
-
-
-def _unless_loop_closed(hook: Callable[[Any], object], unraisable: Any) -> None:
-    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-        hook(unraisable)
-
-
-def _quieten() -> int:
-    """Silences absl, through which orbax logs tracebacks of errors that are reported here in one line; returns the level it had."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    return level

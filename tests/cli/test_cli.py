@@ -23,7 +23,7 @@ def fails(capsys, *args):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("fly",), "command 'fly' is unknown: must be one of quickstart, train, eval, generate, pack, info"),
+        (("fly",), "command 'fly' is unknown: must be one of quickstart, train, eval, generate, chat, pack, convert, info"),
         (("train", "gpt-5", "--out", "x"), "preset 'gpt-5' is unknown"),
         (("train", "ladder-1m"), "--out is missing"),
         (("train", "ladder-1m", "--out", "x", "--stepz", "5"), "Unrecognized options: --stepz, 5; perhaps --steps was meant"),

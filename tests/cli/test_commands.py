@@ -91,11 +91,12 @@ def test_a_file_that_is_not_proved_is_not_kept(tmp_path, capsys, monkeypatch):
     from bitnet_jax.cli import pack
     from bitnet_jax.errors import RunError
     from bitnet_jax.formats import model_file
+    from bitnet_jax.formats import weights as leafwise
     from bitnet_jax.transformer import Transformer
     from tests.shapes import tiny
 
     params = jax.jit(lambda: Transformer(tiny()).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])()
-    model_file.write(tmp_path / "latent.safetensors", params, tiny())
+    model_file.write(tmp_path / "latent.safetensors", leafwise.from_params(params, tiny()))
     (tmp_path / "packed.safetensors").write_bytes(b"an earlier one")
 
     def disproved(latent, packed):
