@@ -1,7 +1,7 @@
 """Generating text from a batch of prompts, at once or streamed token by token."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,7 @@ def generate(
     tokenizer: Tokenizer | None = None,
     stop_tokens: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
+    prefix: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     implementation: str | None = None,
 ) -> Generations:
@@ -90,6 +91,7 @@ def generate(
         tokenizer: gives the results a text; needed for prompts that are text and for stop strings. Ids it lacks are never chosen.
         stop_tokens: ids that end a row and are left out; None is the tokenizer's end of text, where there is one.
         stop_strings: texts that end a row; its text ends before the first of them.
+        prefix: ids put before every prompt that is text, as the model was trained; prompts of ids stay as they are.
         seed: for all rows, which then draw differently from one another, or one for each: row b of seeds (s, t, …) draws as the first
             row of its own seed does. The same seed gives the same tokens.
         implementation: name of the `ternary_matmul` implementation for packed parameters; None chooses.
@@ -98,7 +100,9 @@ def generate(
         UserError: a value is out of range, or a prompt is empty, too long or not of this vocabulary.
         RunError: the model's logits are not finite.
     """
-    session = _Session(params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, seed, implementation)
+    session = _Session(
+        params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, prefix, seed, implementation
+    )
     for _ in session.pieces(_CHUNK if stop_strings else max_new_tokens):
         pass
     return session.result()
@@ -114,14 +118,21 @@ def stream(
     tokenizer: Tokenizer | None = None,
     stop_tokens: Sequence[int] | None = None,
     stop_strings: Sequence[str] = (),
+    prefix: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     implementation: str | None = None,
+    sizes: Callable[[int], int] = prompt_arrays.bucket,
 ) -> "Stream":
     """`generate`, token by token: an iterator over `Piece`s, one for each row that goes on, with the tokens and text of `generate`.
 
-    Arguments and errors are those of `generate`; wrong arguments raise here, not at the first token.
+    Arguments and errors are those of `generate`; wrong arguments raise here, not at the first token. `sizes` says to what prompts and
+    KV cache are padded: the coarser, the more computed in vain, and the fewer programs compiled where many prompts follow each other.
     """
-    return Stream(_Session(params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, seed, implementation))
+    return Stream(
+        _Session(
+            params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, prefix, seed, implementation, sizes
+        )
+    )
 
 
 class Stream(Iterator[Piece]):
@@ -153,8 +164,10 @@ class _Session:
         tokenizer: Tokenizer | None,
         stop_tokens: Sequence[int] | None,
         stop_strings: Sequence[str],
+        prefix: Sequence[int],
         seed: int | Sequence[int],
         implementation: str | None,
+        sizes: Callable[[int], int] = prompt_arrays.bucket,
     ) -> None:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
@@ -162,10 +175,11 @@ class _Session:
             check_vocabulary(tokenizer, config.vocab_size)
         elif stop_strings:
             raise UserError(f"stop_strings={list(stop_strings)!r} need a tokenizer")
-        ids = prompt_arrays.encode(prompts, config, tokenizer, max_new_tokens)
+        ids = prompt_arrays.encode(prompts, config, tokenizer, max_new_tokens, prefix)
         stops = _stop_tokens(stop_tokens, tokenizer, config.vocab_size)
         self._rows = [Row(i, row, max_new_tokens, tokenizer, stops, stop_strings) for i, row in enumerate(ids)]
-        self._prompts, self._lengths = prompt_arrays.pad(ids)
+        self._sizes = sizes
+        self._prompts, self._lengths = prompt_arrays.pad(ids, sizes)
         self._plan = _plan(len(ids), sampling, seed, stops, config.vocab_size if tokenizer is None else tokenizer.vocab_size)
         self._params, self._config, self._limit = params, config.for_inference, max_new_tokens
         self._prefill, self._decode = programs(self._config, implementation)
@@ -176,9 +190,9 @@ class _Session:
         """Runs the generation, looking at it after the first token and then after every `chunk` tokens."""
         params, plan = jax.device_put(self._params), self._plan
         batch, time_padded = self._prompts.shape
-        capacity = max(time_padded, prompt_arrays.bucket(int(self._lengths.max()) + self._limit))
+        capacity = max(time_padded, self._sizes(int(self._lengths.max()) + self._limit))
         cache = KVCache.empty(self._config, batch, capacity)
-        tokens = jnp.zeros((batch, prompt_arrays.bucket(self._limit)), jnp.int32)
+        tokens = jnp.zeros((batch, self._sizes(self._limit)), jnp.int32)
         inputs = (params, cache, tokens, self._prompts, self._lengths, plan)
         prefill, seconds = self._prefill.prepare(*inputs)
         self._compile_seconds += seconds

@@ -1,6 +1,6 @@
 """Prompts as one padded array, in a few lengths only, so that not every length compiles a program of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,11 +12,13 @@ Prompt = str | Sequence[int] | np.ndarray
 """Text, which needs a tokenizer, or token ids."""
 
 
-def encode(prompts: Sequence[Prompt], config: ModelConfig, tokenizer: Tokenizer | None, max_new_tokens: int) -> list[np.ndarray]:
+def encode(
+    prompts: Sequence[Prompt], config: ModelConfig, tokenizer: Tokenizer | None, max_new_tokens: int, prefix: Sequence[int] = ()
+) -> list[np.ndarray]:
     """The token ids of each prompt, int32 [tokens].
 
-    Nothing is put before a prompt, but an empty one is the tokenizer's beginning of text, or its end of text where it has no beginning:
-    what stands before the texts that a model is trained on.
+    `prefix` is put before every prompt that is text; ids stay as they are. A prompt that is empty even so is the tokenizer's beginning
+    of text, or its end of text where it has no beginning: what stands before the texts that a model is trained on.
 
     Raises:
         UserError: there is no prompt, one is text or empty without a tokenizer that could help, holds an id outside the vocabulary, or
@@ -26,7 +28,7 @@ def encode(prompts: Sequence[Prompt], config: ModelConfig, tokenizer: Tokenizer 
         raise UserError(f"prompts={prompts!r} must be a list of prompts")
     if len(prompts) == 0:
         raise UserError("prompts is empty: must have at least one prompt")
-    found = [_ids(prompt, f"prompt {number}", config.vocab_size, tokenizer) for number, prompt in enumerate(prompts)]
+    found = [_ids(prompt, f"prompt {number}", config.vocab_size, tokenizer, prefix) for number, prompt in enumerate(prompts)]
     for number, ids in enumerate(found):
         total = len(ids) + max_new_tokens
         if total > config.max_seq_len:
@@ -37,11 +39,11 @@ def encode(prompts: Sequence[Prompt], config: ModelConfig, tokenizer: Tokenizer 
     return found
 
 
-def _ids(prompt: Prompt, name: str, vocab_size: int, tokenizer: Tokenizer | None) -> np.ndarray:
+def _ids(prompt: Prompt, name: str, vocab_size: int, tokenizer: Tokenizer | None, prefix: Sequence[int]) -> np.ndarray:
     if isinstance(prompt, str):
         if tokenizer is None:
             raise UserError(f"{name} is text: without a tokenizer it must be token ids")
-        ids = tokenizer.encode(prompt)
+        ids = np.concatenate([np.array(prefix, np.int64), tokenizer.encode(prompt)])
     else:
         ids = np.asarray(prompt)
         if ids.size == 0:
@@ -65,10 +67,15 @@ def bucket(size: int) -> int:
     return -(-size // step) * step
 
 
-def pad(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The prompts padded on the right to a `bucket`, int32 [B, T], and their lengths, int32 [B]."""
+def coarse(size: int) -> int:
+    """The smallest power of two that is not below `size`, and at least 64: for prompts that grow, as in a conversation."""
+    return max(64, 1 << max(size - 1, 1).bit_length())
+
+
+def pad(prompts: Sequence[np.ndarray], sizes: Callable[[int], int] = bucket) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts padded on the right to one of `sizes`, int32 [B, T], and their lengths, int32 [B]."""
     lengths = np.array([len(ids) for ids in prompts], np.int32)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    padded = np.zeros((len(prompts), sizes(int(lengths.max()))), np.int32)
     for row, ids in zip(padded, prompts, strict=True):
         row[: len(ids)] = ids
     return padded, lengths

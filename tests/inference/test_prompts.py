@@ -20,6 +20,11 @@ def test_buckets_hold_the_size_waste_at_most_a_quarter_and_are_few():
     assert {64, 80, 128, 160, 4096} <= set(sizes)
 
 
+def test_coarse_sizes_are_powers_of_two_from_64_on():
+    assert [prompts.coarse(size) for size in (1, 64, 65, 128, 129, 4096, 4097)] == [64, 64, 128, 128, 256, 4096, 8192]
+    assert prompts.pad([np.arange(65, dtype=np.int32)], prompts.coarse)[0].shape == (1, 128)
+
+
 def test_prompts_are_padded_on_the_right():
     padded, lengths = prompts.pad([np.array([5, 6], np.int32), np.arange(1, 21, dtype=np.int32)])
     assert padded.shape == (2, 32)
@@ -33,6 +38,16 @@ def test_text_and_ids_are_prompts():
     found = prompts.encode(["ab", [1, 2], np.array([3], np.uint16)], CONFIG, tokenizer, 4)
     assert [ids.tolist() for ids in found] == [[97, 98], [1, 2], [3]]
     assert all(ids.dtype == np.int32 for ids in found)
+
+
+def test_the_prefix_stands_before_text_and_not_before_ids():
+    found = prompts.encode(["ab", [1, 2], ""], CONFIG, byte_tokenizer(), 4, prefix=(256, 5))
+    assert [ids.tolist() for ids in found] == [[256, 5, 97, 98], [1, 2], [256, 5]]
+    assert all(ids.dtype == np.int32 for ids in found)
+    with pytest.raises(UserError, match="prompt 0 holds token 257"):
+        prompts.encode(["ab"], CONFIG, byte_tokenizer(), 4, prefix=(257,))
+    with pytest.raises(UserError, match="prompt 0 has 61 tokens"):
+        prompts.encode(["a" * 60], CONFIG, byte_tokenizer(), 4, prefix=(256,))
 
 
 def test_an_empty_prompt_is_what_texts_begin_with():
