@@ -29,10 +29,10 @@ quickstart: $(VENV)/.installed
 	@$(BIN)/bitnet-jax quickstart $(if $(filter-out 0,$(SMOKE)),--smoke)
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not huge" $(TESTS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 test-quick: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not huge" $(TESTS)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(TESTS)
 
 test-huge: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -q -m huge $(TESTS)

@@ -18,6 +18,7 @@ from bitnet_jax.errors import UserError
 
 FORMAT_VERSION = 1
 """Version of the JSON form. It rises when a field changes its meaning."""
+_LARGEST = 3.4e38  # finite in float32
 
 
 # --- choices ---------------------------------------------------------------------------------------------------------
@@ -198,10 +199,10 @@ class ModelConfig:
             self.num_heads % self.num_kv_heads == 0, f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
         )
         _require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
-        _require(self.rope_theta > 0 and math.isfinite(self.rope_theta), f"rope_theta={self.rope_theta} must be positive and finite")
+        _require(0 < self.rope_theta < _LARGEST, f"rope_theta={self.rope_theta} must be positive and finite")
         _require(0 < self.norm_eps < 1, f"norm_eps={self.norm_eps} must lie between 0 and 1")
         if self.init_std is not None:
-            _require(0 < self.init_std < math.inf, f"init_std={self.init_std} must be positive and finite")
+            _require(0 < self.init_std < _LARGEST, f"init_std={self.init_std} must be positive and finite")
         if self.linear is Linear.BIT and self.quant.weight_group is not None:
             for name, size in (
                 ("hidden_size", self.hidden_size),
@@ -456,7 +457,7 @@ def from_json(kind: type[Config], text: str, where: str = "config") -> Config:
     """
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from None
     return from_dict(kind, values, where)
 

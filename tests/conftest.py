@@ -27,8 +27,12 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_num_cpu_devices", 2)  # so that sharding is exercised
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests that need a device which is not the default one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the tests that need a device which is not the default one, and leaves the huge ones out unless they are asked for."""
+    if config.getoption("markexpr") != "huge":
+        huge = [item for item in items if item.get_closest_marker("huge")]
+        config.hook.pytest_deselected(items=huge)
+        items[:] = [item for item in items if item not in huge]
     for item in items:
         for marker, platform in (("gpu", "gpu"), ("tpu", "tpu")):
             if item.get_closest_marker(marker) and jax.default_backend() != platform:

@@ -14,9 +14,9 @@ from bitnet_jax.config import DType
 from bitnet_jax.errors import UserError
 from bitnet_jax.formats import orbax_folder
 from bitnet_jax.formats import weights as leafwise
+from bitnet_jax.formats.random_model import random_packed
 from bitnet_jax.formats.weights import Assets, Weights
 from kernels_pallas import Encoding
-from bitnet_jax.formats.random_model import random_packed
 from tests.shapes import tiny
 
 CONFIG = tiny(hidden_size=128, ffn_size=128, head_dim=32, dtype=DType.BFLOAT16)
