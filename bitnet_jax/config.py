@@ -501,7 +501,7 @@ def _from_json(hint: Any, value: Any, where: str) -> Any:
             return hint(value)
         except ValueError:
             raise UserError(f"{where}={value!r} must be one of {', '.join(str(choice.value) for choice in hint)}") from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST:
         return float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise UserError(f"{where}={value!r} must be {'a finite number' if hint is float else f'of type {hint.__name__}'}")

@@ -3,11 +3,11 @@
 import enum
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from bitnet_jax.bitlinear import is_ternary
-from bitnet_jax.config import DType
+from bitnet_jax.config import ActivationQuantizer, DType
 from bitnet_jax.errors import UserError
 from bitnet_jax.formats import model_file, orbax_folder
 from bitnet_jax.formats import weights as leafwise
@@ -48,7 +48,7 @@ class Options:
             others, and f16 for full-precision models.
         embedding: type of the embedding in GGUF: f16, bf16, f32 or q8_0.
         program: the program that the GGUF file is for; None is bitnet.cpp for i2_s, and llama.cpp otherwise.
-        dtype: of what is not packed, for `PACKED` and `LATENT`; None is the one that loses nothing.
+        dtype: of what is not packed, for `PACKED`, `LATENT` and Hugging Face's; None is the one that loses nothing.
         platforms: that the StableHLO programs are for.
         capacity: tokens that the StableHLO programs' cache holds; None is the model's longest sequence, but at most 4096.
     """
@@ -60,6 +60,18 @@ class Options:
     dtype: DType | None = None
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     capacity: int | None = None
+
+
+_OPTIONS = {
+    Format.PACKED: {"encoding", "dtype"},
+    Format.LATENT: {"dtype"},
+    Format.HF_PACKED: {"dtype"},
+    Format.HF_MASTER: {"dtype"},
+    Format.GGUF: {"type", "embedding", "program"},
+    Format.STABLEHLO: {"encoding", "platforms", "capacity"},
+    Format.ORBAX: set[str](),
+}
+"""What each format leaves to choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +106,8 @@ def convert(
         RunError: the result is not the model, or the disk is full.
     """
     options = options or Options()
-    if to is Format.LATENT and source.encoding is not None:
-        raise UserError(f"{source.where} is packed: its latent weights are gone")
+    destination = destination.absolute()
+    _check(source, destination, to, options)
     total, done = len(leafwise.paths(source.config)), 0
 
     def count(path: leafwise.Path) -> None:
@@ -104,21 +116,51 @@ def convert(
         done = min(done + 1, total)
         progress("writing", done, total)
 
-    draft = destination.with_name(f".{destination.stem}.{os.getpid()}.draft{destination.suffix}")
+    draft, old = (destination.with_name(f".{destination.stem}.{os.getpid()}.{kind}{destination.suffix}") for kind in ("draft", "old"))
     try:
         _write(draft, leafwise.frugal(_form(source, to, options), count), to, options)
-        result, _ = open_weights(draft)
+        # What TriLM's weights are, a Hugging Face folder cannot say by itself.
+        weight_only = is_ternary(source.config) and source.config.quant.activation is ActivationQuantizer.NONE
+        result, _ = open_weights(draft, variant="trilm" if to is Format.HF_MASTER and weight_only else None)
         proof = prove(source, replace(result, where=str(destination)), rounds=_rounds(to, options, source), progress=progress)
         size = file_size(draft)
         if destination.is_dir():
-            shutil.rmtree(destination)
+            os.replace(destination, old)
         os.replace(draft, destination)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
+        for left in (draft, old):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
     return Converted(size=size, proof=proof)
+
+
+def _check(source: Weights, destination: Path, to: Format, options: Options) -> None:
+    """Raises UserError for what would fail only after hours, or take away what nobody meant to lose."""
+    if to is Format.LATENT and source.encoding is not None:
+        raise UserError(f"{source.where} is packed: its latent weights are gone")
+    for field in fields(Options):
+        if field.name not in _OPTIONS[to] and getattr(options, field.name) != field.default:
+            raise UserError(f"{field.name} is no choice of {to.value}: it has {', '.join(sorted(_OPTIONS[to])) or 'none'}")
+    suffix = {Format.PACKED: ".safetensors", Format.LATENT: ".safetensors", Format.GGUF: ".gguf"}.get(to)
+    if suffix is not None and destination.suffix != suffix:
+        raise UserError(f"{destination} must end in {suffix}")
+    if not destination.parent.is_dir():
+        raise UserError(f"{destination} cannot be written: No such folder as {destination.parent}")
+    real = destination.resolve()
+    if real in (Path.cwd(), *Path.cwd().parents) or real in (given := Path(source.where).resolve(), *given.parents) or not destination.name:
+        raise UserError(f"{destination} holds the source or the current folder: must be another path")
+    if destination.is_symlink() or (destination.exists() and destination.is_dir() is not (suffix is None)):
+        raise UserError(f"{destination} exists and is no {'folder' if suffix is None else 'file'}")
+    if destination.is_dir() and any(destination.iterdir()) and not _is_written_here(destination):
+        raise UserError(f"{destination} is a folder, but no model's that is written here: it is not replaced")
+
+
+def _is_written_here(directory: Path) -> bool:
+    from bitnet_jax.formats import huggingface, stablehlo
+
+    return stablehlo.is_artefact(directory) or orbax_folder.is_model(directory) or huggingface.is_checkpoint(directory)
 
 
 def _form(source: Weights, to: Format, options: Options) -> Weights:
@@ -143,7 +185,7 @@ def _write(path: Path, weights: Weights, to: Format, options: Options) -> None:
         kind, program = _gguf_choices(options, weights)
         gguf.write(path, weights, type=kind, embedding=options.embedding or "f16", target=program.value)
     else:
-        huggingface.write(path, weights, layout="packed" if to is Format.HF_PACKED else "master")
+        huggingface.write(path, weights, layout="packed" if to is Format.HF_PACKED else "master", dtype=options.dtype)
 
 
 def _gguf_choices(options: Options, weights: Weights) -> tuple[str, Program]:

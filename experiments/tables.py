@@ -75,7 +75,68 @@ def throughput() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quickstart": quickstart, "throughput": throughput}
+def conversions() -> str:
+    """A random model of 2B4T's shape through every format, and how it opens."""
+    path = RESULTS / "conversions" / "bitnet-b1.58-2b4t.json"
+    if not path.exists():
+        return "not run"
+    facts = _read(path)
+    lines = ["| from | to | bytes | seconds | peak memory, GiB | of it not mapped files |", "|---|---|---:|---:|---:|---:|"]
+    for step in facts["steps"]:
+        peaks = f"{step['peak_bytes'] / 2**30:.2f} | {step['peak_bytes_not_mapped'] / 2**30:.2f}"
+        lines.append(f"| {step['from']} | {step['to']} | {step['bytes']:,} | {step['seconds']:.0f} | {peaks} |")
+    opened = facts["open"]["packed.safetensors"]
+    end = "the same bytes as the first" if facts["identical"] else "OTHER bytes than the first"
+    lines += [
+        "",
+        f"The last folder has {end}. Seconds include the proof, on {facts['environment']['cores']} cores beside other work. Opening "
+        f"`packed.safetensors`, with every byte checked: {statistics.median(opened['load_seconds']):.2f} s (median of "
+        f"{len(opened['load_seconds'])}), {opened['peak_bytes'] / 2**30:.2f} GiB at most, of which the file is "
+        f"{opened['bytes'] / 2**30:.2f}.",
+    ]
+    return "\n".join(lines)
+
+
+def parity() -> str:
+    """Logits of other programs on files that this project wrote, in the worst row of each kind of type."""
+    kinds = {"full precision, f32": ("f32",), "f16, bf16": ("f16", "bf16"), "q8_0": ("q8_0",), "ternary": ("i2_s", "tq1_0", "tq2_0")}
+    lines = ["| program | models | " + " | ".join(kinds) + " |", "|---|---|" + "---:|" * len(kinds)]
+    for path in sorted((RESULTS / "parity").glob("*.cpp.json")):
+        facts = _read(path)
+        rows = [row for row in facts["results"] if not row["model"].startswith("SmolLM2")]
+        cells = []
+        for types in kinds.values():
+            worst = max((row for row in rows if row["type"] in types), key=lambda row: row["error"] / row["tolerance"])
+            cells.append(f"{worst['error']:.0e} of {worst['tolerance']:.0e}{'' if worst['agrees'] else ' NO'}")
+        models = ", ".join(dict.fromkeys(row["model"].split(",")[0] for row in rows))
+        lines.append(f"| {facts['program']} | {models} | " + " | ".join(cells) + " |")
+    smol = _read(RESULTS / "parity" / "smollm2.json")
+    theirs = next(row for row in _read(RESULTS / "parity" / "llama.cpp.json")["results"] if row["model"].startswith("SmolLM2"))
+    both = theirs["perplexity"]
+    lines += [
+        "",
+        f"SmolLM2-135M-Instruct, a GGUF file of others (Q4_1): perplexity {smol['perplexity']:.2f} on the leads of {smol['articles']} "
+        f"Wikipedia articles; on another text {both['ours']:.2f} here against {both['theirs']:.2f} in llama.cpp.",
+    ]
+    return "\n".join(lines)
+
+
+def fuzz() -> str:
+    """What mutated files did to the readers."""
+    lines = [
+        "| reader | mutated inputs | read to the last byte | failures | slowest, s | growth of memory, MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for path in sorted((RESULTS / "fuzz").glob("*.json")):
+        facts = _read(path)
+        lines.append(
+            f"| {facts['format']} | {facts['inputs']:,} | {facts['read_whole']:,} | {len(facts['failures'])} | "
+            f"{facts['slowest']['seconds']:.2f} | {facts['memory']['grown_bytes'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"quickstart": quickstart, "throughput": throughput, "conversions": conversions, "parity": parity, "fuzz": fuzz}
 
 
 def _read(path: Path) -> dict[str, Any]:

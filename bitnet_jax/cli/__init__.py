@@ -4,6 +4,7 @@ Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a run that co
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. With BITNET_JAX_TRACEBACK=1 an error keeps its traceback."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model writes what a terminal may have no letters for
     if not args or args[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if args else 2
@@ -53,6 +57,11 @@ def main(args: Sequence[str] | None = None) -> int:
             return 130
         print(f"bitnet-jax: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, UserError | NotImplementedError) else 1
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # which a tokenizer's core raises, and which is no Exception
+            raise
+        print(f"bitnet-jax: error: the tokenizer fails: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def _help() -> str:

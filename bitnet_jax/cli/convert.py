@@ -1,5 +1,6 @@
 """bitnet-jax convert SRC DST --to FORMAT: any model that is read here to any format that is written, proved to be the same model."""
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ def run(args: Sequence[str]) -> int:
     def warn(line: str) -> None:
         print(line, file=sys.stderr)
 
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # so that no draft of gigabytes stays behind
     begun = time.monotonic()
     source, kind = models.open_weights(parsed.source, warn, variant=parsed.variant, revision=parsed.revision)
     with stages() as progress:

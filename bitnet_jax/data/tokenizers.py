@@ -40,7 +40,9 @@ class Tokenizer:
         """
         try:
             self._plain = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # noqa: BLE001 (the package raises nothing more precise)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the package raises bare Exception, and a panic of its core is none at all
             raise UserError(f"{where} is not a tokenizer.json: {' '.join(str(error).split())}") from None
         self._plain.no_padding()
         self._plain.no_truncation()

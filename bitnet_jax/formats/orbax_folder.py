@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MANIFEST = "model.json"
 _PARAMS = "params"
 _MAX_JSON = 64 << 20
+_MOST_COMPRESSED = 32  # bytes of a tree to a byte on the disk; weights hardly compress, and zeros without end are an attack
 
 
 def is_model(directory: Path) -> bool:
@@ -101,6 +102,10 @@ def read(directory: Path) -> Weights:
     if encoding is not None and not is_ternary(config):
         raise UserError(f"{where} has encoding {encoding.value!r}, but its configuration has no ternary layers")
     target = _target(config, encoding, stored)
+    claimed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
+    held = file_size(directory / _PARAMS) if (directory / _PARAMS).is_dir() else 0
+    if claimed > _MOST_COMPRESSED * held:
+        raise UserError(f"{directory / _PARAMS} has {held} bytes: too few for the {claimed} that the configuration says")
 
     def restore() -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -111,6 +116,8 @@ def read(directory: Path) -> Weights:
         raise UserError(f"{directory / _PARAMS} cannot be restored: {reason}")
     text = directory / "tokenizer.json"
     try:
+        if text.is_symlink() or (text.is_file() and text.stat().st_size > _MAX_JSON):
+            raise UserError(f"{text} must be a plain file of at most {_MAX_JSON} bytes")
         tokenizer = text.read_text(encoding="utf-8") if text.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{text} cannot be read: {error}") from None

@@ -15,7 +15,7 @@ import numpy as np
 from bitnet_jax import dot
 from bitnet_jax.array_types import Array, Float
 from bitnet_jax.bitlinear import is_ternary
-from bitnet_jax.config import Layers, ModelConfig
+from bitnet_jax.config import DType, Layers, ModelConfig, QuantConfig, Remat, differences
 from bitnet_jax.errors import RunError
 from bitnet_jax.formats import weights as leafwise
 from bitnet_jax.formats.weights import Leaf, Weights
@@ -84,6 +84,7 @@ class Proof:
 def prove(source: Weights, result: Weights, *, rounds: bool = False, progress: Progress = no_progress) -> Proof:
     """Compares a model with its conversion, read back from where it was written.
 
+    0. Configuration, as far as it decides what is computed, and what stands before a text, ends it, and makes one of a conversation.
     1. Every leaf: ternary codes must be equal, other numbers too unless the format `rounds` them.
     2. Both continue a prompt of random tokens, which no model has learned to expect. The greedy tokens must be equal, and the logits at
        every position, up to the tolerances of this module. A format that rounds may change a token, which is counted.
@@ -99,6 +100,7 @@ def prove(source: Weights, result: Weights, *, rounds: bool = False, progress: P
     """
     # Which type a model computes in is the user's choice and not part of every format.
     result = _decoded_once(replace(result, config=replace(result.config, dtype=source.config.dtype)))
+    _compare_settings(source, result)
     weights, floats, differ = _compare_leaves(source, result, rounds, progress)
     config = source.config.for_inference
     # An odd stride over the vocabulary: no repetition, every part of it, the same for every run.
@@ -117,8 +119,11 @@ def prove(source: Weights, result: Weights, *, rounds: bool = False, progress: P
     # The last token was chosen by its position before; logits behind it were not computed from it.
     mine, theirs = mine[: length + new - 1], theirs[: length + new - 1]
     tokens_differ = int((mine[length - 1 :].argmax(-1) != ids[0, length:]).sum())
+    if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
+        raise RunError(f"{result.where} is not proved: logits are not finite")
     largest = float(np.abs(mine).max())
-    difference = float(np.abs(mine - theirs).max()) / largest if largest else 0.0
+    apart = float(np.abs(mine - theirs).max())
+    difference = apart / largest if largest else float(apart > 0)
     proof = Proof(
         weights=weights,
         floats=floats,
@@ -157,8 +162,11 @@ def _decoded_once(weights: Weights) -> Weights:
 
 def _compare_leaves(source: Weights, result: Weights, rounds: bool, progress: Progress) -> tuple[int, int, int]:
     """(ternary codes, other numbers, how many of those differ)."""
-    ternary = is_ternary(source.config) and result.encoding is not None
-    if ternary:
+    other = source.config.quant.weight is not result.config.quant.weight  # as of dequantised weights, which absmax restores
+    packed = is_ternary(source.config) and is_ternary(result.config) and (source.encoding or result.encoding or other)
+    # Beside packed weights, what the model computes in decides: the rest is cast to it at use.
+    compute = np.dtype(source.config.dtype.value) if result.encoding is not None else None
+    if packed:
         source, result = leafwise.packed(source, Encoding.TWO_BIT), leafwise.packed(result, Encoding.TWO_BIT)
     weights = floats = differ = 0
     paths = leafwise.paths(source.config)
@@ -173,6 +181,8 @@ def _compare_leaves(source: Weights, result: Weights, rounds: bool, progress: Pr
             if not np.array_equal(mine.codes, theirs.codes):
                 raise RunError(f"{name} has other ternary weights than the source")
             mine, theirs = _scales(mine, theirs)
+        elif compute is not None:
+            mine, theirs = np.asarray(mine).astype(compute), np.asarray(theirs).astype(compute)
         numbers = np.asarray(mine)
         found, largest = _different(numbers, np.asarray(theirs))
         if found and (not rounds or largest > ROUNDED_FLOATS):
@@ -181,6 +191,37 @@ def _compare_leaves(source: Weights, result: Weights, rounds: bool, progress: Pr
         source.release()
         result.release()
     return weights, floats, differ
+
+
+def _compare_settings(source: Weights, result: Weights) -> None:
+    found = differences(_deciding(source), _deciding(result))
+    if found:
+        raise RunError(f"{result.where} has another configuration than the source: {', '.join(found)}")
+    mine, theirs = source.assets, result.assets
+    for name, same in (
+        ("prefix", mine.prefix == theirs.prefix),
+        ("chat_template", mine.chat_template == theirs.chat_template),
+        ("stop_tokens", set(mine.stop_tokens) <= set(theirs.stop_tokens)),
+    ):
+        if not same:
+            raise RunError(f"{result.where} has another {name} than the source: {getattr(theirs, name)!r:.200}")
+
+
+def _deciding(weights: Weights) -> ModelConfig:
+    """The configuration with everything that decides no number of inference at one value."""
+    config = weights.config.for_inference
+    quant = QuantConfig(activation=config.quant.activation, activation_bits=config.quant.activation_bits)
+    return replace(
+        config,
+        quant=quant if is_ternary(config) else QuantConfig(),
+        norm_eps=float(np.float32(config.norm_eps)),  # some formats keep float32
+        rope_theta=float(np.float32(config.rope_theta)),
+        layers=Layers.SCAN,
+        remat=Remat.NONE,
+        init_std=None,
+        dtype=DType.FLOAT32,
+        logits_dtype=DType.FLOAT32,
+    )
 
 
 def _scales(mine: PackedTernary, theirs: PackedTernary) -> tuple[np.ndarray, np.ndarray]:

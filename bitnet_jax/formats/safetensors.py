@@ -38,6 +38,7 @@ MAX_HEADER = 100_000_000
 """Longest header in bytes, as in the container's own rules."""
 _ALIGNMENT = 64  # bytes: what XLA needs to use mapped memory as it is
 _MAX_RANK = 8
+_MAX_PARTS = 1 << 20  # lists and objects, whose values take many times the memory of their text
 
 
 class Info(NamedTuple):
@@ -85,8 +86,12 @@ def _parse(path: Path, data: np.ndarray) -> tuple[dict[str, Info], dict[str, str
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(MAX_HEADER, data.size - 8):
         raise UserError(f"{path} is no safetensors file: its header has {length} bytes: must be at most {min(MAX_HEADER, data.size - 8)}")
+    raw = data[8 : 8 + length].tobytes()
+    parts = raw.count(b"[") + raw.count(b"{") + raw.count(b",") // 4
+    if parts > _MAX_PARTS:
+        raise UserError(f"{path} is no safetensors file: its header has {parts} parts: must be at most {_MAX_PARTS}")
     try:
-        header = json.loads(data[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no safetensors file: its header is not JSON: {_short(str(error))}") from None
     if not isinstance(header, dict):

@@ -11,7 +11,6 @@ Which of the norms there are, `ModelConfig.norm` says. A kernel of a BitLinear i
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -105,9 +104,10 @@ def assets_from_json(values: dict[str, Any], config: ModelConfig, tokenizer: str
         if not isinstance(ids, list) or len(ids) > 1000 or not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
             raise UserError(f"{where}: {name} must be a list of token ids from 0 to {config.vocab_size - 1}")
     if not isinstance(sampling, dict) or not all(
-        name in SAMPLING and type(value) in (int, float) and math.isfinite(value) for name, value in sampling.items()
+        name in SAMPLING and type(value) in ((int,) if name == "top_k" else (int, float)) and abs(value) < 1e9
+        for name, value in sampling.items()
     ):
-        raise UserError(f"{where}: sampling must be an object of finite numbers named {', '.join(SAMPLING)}")
+        raise UserError(f"{where}: sampling must be an object of numbers below 1e9 (top_k whole) named {', '.join(SAMPLING)}")
     return Assets(
         tokenizer=tokenizer,
         chat_template=template,

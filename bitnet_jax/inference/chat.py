@@ -31,7 +31,8 @@ class _Turn:
 class Chat:
     """A conversation with one model.
 
-    What a person or the model says stays text: "<|eot_id|>" in a message is spelled out for the model and ends nothing.
+    What a person or the model says stays text: "<|eot_id|>" in a message is spelled out for the model and ends nothing. That holds for
+    templates that write a message as it is; one that changes its letters, or joins messages without anything between, can make a name anew.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def test_a_conversion_ends_with_its_proof(source: Path, capsys: pytest.CaptureFi
         (["{source}", "{source}", "--to", "packed", "--force"], "is the source: must be another path"),
         (["{source}", "{folder}/full", "--to", "orbax"], "exists: --force replaces it"),
         (["{source}", "{folder}/out.bin", "--to", "packed"], "must end in .safetensors"),
-        (["{source}", "{folder}/no/out", "--to", "hf-packed"], "cannot be written: No such file"),
+        (["{source}", "{folder}/no/out", "--to", "hf-packed"], "cannot be written: No such folder"),
         (["{source}", "{folder}/out", "--to", "onnx"], "invalid choice"),
         (["{source}", "{folder}/out", "--to", "hf-master"], "packed"),
         (["{source}", "{folder}/out", "--to", "hf-packed", "--variant", "trilm"], "variant=trilm is for a Hugging Face folder"),
@@ -68,10 +68,35 @@ def test_an_interrupt_leaves_nothing_behind(source: Path, monkeypatch: pytest.Mo
     assert [path.name for path in source.parent.iterdir()] == ["model.safetensors"]
 
 
-def test_force_replaces_a_folder(source: Path) -> None:
-    target = source.with_name("orbax")
-    target.mkdir()
+def test_force_replaces_a_model_and_nothing_else(source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = source.parent
+    target = folder / "orbax"
+    convert = ["convert", str(source), str(target), "--to", "orbax", "--force"]
+    assert cli.main(convert) == 0
     (target / "old").touch()
-    assert cli.main(["convert", str(source), str(target), "--to", "orbax", "--force"]) == 0
-    assert not (target / "old").exists()
-    assert (target / "model.json").exists()
+    assert cli.main(convert) == 0
+    assert sorted(path.name for path in target.iterdir()) == ["model.json", "params", "tokenizer.json"]
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter").touch()
+    (folder / "link").symlink_to(folder / "thesis")
+    monkeypatch.chdir(folder / "thesis")
+    for name, message in (
+        ("thesis", "holds the source or the current folder"),
+        (".", "holds the source or the current folder"),
+        ("link", "holds the source or the current folder"),
+    ):
+        assert cli.main(["convert", str(source), str(folder / name), "--to", "hf-packed", "--force"]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.chdir(target)
+    for name, message in (("thesis", "but no model's that is written here"), ("link", "exists and is no folder")):
+        assert cli.main(["convert", str(source), str(folder / name), "--to", "hf-packed", "--force"]) == 2
+        assert message in capsys.readouterr().err
+    assert (folder / "thesis" / "chapter").exists()
+    assert source.exists()
+
+
+def test_choices_that_a_format_does_not_have_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", str(source), str(source.with_name("hf")), "--to", "hf-packed", "--type", "tq1_0"]) == 2
+    assert "type is no choice of hf-packed: it has dtype" in capsys.readouterr().err
+    assert cli.main(["convert", str(source), str(source.with_name("a.bin")), "--to", "gguf"]) == 2
+    assert "a.bin must end in .gguf" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from bitnet_jax.config import DType, FeedForward, NormPlacement
 from bitnet_jax.errors import RunError
 from bitnet_jax.formats import proof
 from bitnet_jax.formats import weights as leafwise
-from bitnet_jax.formats.weights import Weights
+from bitnet_jax.formats.weights import Assets, Weights
 from bitnet_jax.inference import generate
 from bitnet_jax.transformer import Transformer
 from kernels_pallas import Encoding, PackedTernary
@@ -99,17 +100,47 @@ def test_a_changed_leaf_is_caught(source: Weights, packed: Weights, at: str, cha
         {"ffn": FeedForward.SWIGLU},
         {"rope_theta": 100.0},
         {"norm_eps": 0.3},
+        {"norm": NormPlacement.NONE},
     ],
 )
-def test_a_configuration_that_computes_something_else_is_caught(source: Weights, packed: Weights, change: Any) -> None:
-    with pytest.raises(RunError, match="is not the model it was made from: logits differ"):
-        proof.prove(source, replace(packed, config=replace(CONFIG, **change)), rounds=True)
-
-
-def test_a_norm_in_another_place_is_caught(source: Weights, packed: Weights) -> None:
-    other = replace(packed, config=replace(CONFIG, norm=NormPlacement.NONE))
-    with pytest.raises(RunError, match="logits differ"):
+def test_a_configuration_that_computes_something_else_is_caught(
+    source: Weights, packed: Weights, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(packed, config=replace(CONFIG, **change))
+    with pytest.raises(RunError, match=f"has another configuration than the source: {next(iter(change))}: "):
         proof.prove(source, other, rounds=True)
+    monkeypatch.setattr(proof, "_compare_settings", lambda mine, theirs: None)
+    with pytest.raises(RunError, match="is not the model it was made from: logits differ"):
+        proof.prove(source, other, rounds=True)
+
+
+@pytest.mark.parametrize(
+    ("assets", "message"),
+    [
+        (Assets(prefix=(2,)), r"another prefix than the source: \(2,\)"),
+        (Assets(prefix=(1,), chat_template="other", stop_tokens=(3,)), "another chat_template"),
+        (Assets(prefix=(1,), chat_template="x", stop_tokens=(4,)), "another stop_tokens"),
+    ],
+)
+def test_lost_assets_are_caught(source: Weights, packed: Weights, assets: Assets, message: str) -> None:
+    source = replace(source, assets=Assets(prefix=(1,), chat_template="x", stop_tokens=(3,)))
+    with pytest.raises(RunError, match=message):
+        proof.prove(source, replace(packed, assets=assets))
+
+
+def test_logits_that_are_no_numbers_prove_nothing(source: Weights, packed: Weights) -> None:
+    huge = changed(source, "final_norm/scale", lambda leaf: np.full_like(leaf, 3e38))
+    with pytest.raises(RunError, match="is not proved: logits are not finite"):
+        proof.prove(huge, changed(packed, "final_norm/scale", lambda leaf: np.full_like(leaf, 3e38)))
+
+
+def test_float32_numbers_beside_packed_weights_may_be_stored_as_they_are_computed_in(source: Weights, packed: Weights) -> None:
+    config = replace(CONFIG, dtype=DType.BFLOAT16)
+    mine, theirs = replace(source, config=config), replace(packed, config=config)
+    stored = changed(theirs, "embed/embedding", lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16))
+    assert proof.prove(mine, stored).floats_differ == 0
+    with pytest.raises(RunError, match="embed/embedding differs from the source"):
+        proof.prove(replace(mine, config=CONFIG), replace(stored, config=CONFIG))
 
 
 def test_rotary_pairs_in_another_order_are_caught(source: Weights, packed: Weights) -> None:

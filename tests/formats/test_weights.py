@@ -136,8 +136,10 @@ def test_damaged_leaves_are_named() -> None:
         ({"stop_tokens": [True]}, "stop_tokens must be a list"),
         ({"stop_tokens": 3}, "stop_tokens must be a list"),
         ({"prefix": [1] * 1001}, "prefix must be a list"),
-        ({"sampling": {"top_p": float("nan")}}, "sampling must be an object of finite numbers"),
-        ({"sampling": {"heat": 1}}, "sampling must be an object of finite numbers"),
+        ({"sampling": {"top_p": float("nan")}}, "sampling must be an object of numbers below 1e9"),
+        ({"sampling": {"temperature": 10**400}}, "sampling must be an object of numbers below 1e9"),
+        ({"sampling": {"top_k": 2.5}}, "sampling must be an object of numbers below 1e9"),
+        ({"sampling": {"heat": 1}}, "sampling must be an object of numbers below 1e9"),
     ],
 )
 def test_assets_of_a_stranger_are_checked(values: Any, message: str) -> None:

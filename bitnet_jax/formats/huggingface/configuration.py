@@ -162,7 +162,7 @@ def _layout(fields: dict[str, Any], architecture: str, variant: str | None, wher
     kept = quantization.get("modules_to_not_convert")
     if kept is not None and (not isinstance(kept, list) or any(name not in _NOT_CONVERTED for name in kept)):
         raise UserError(f"{where}: modules_to_not_convert={_shown(kept)} must name none but the head, the embedding and the last norm")
-    if kept is not None and not any(name.startswith("lm_head") for name in kept):
+    if kept is not None and "lm_head" not in kept:  # transformers converts the module, whatever is said of its weight
         raise UserError(f"{where}: modules_to_not_convert={_shown(kept)} must name 'lm_head': a ternary head is not supported")
     return Layout(architecture=architecture, packed=not online, divides=divides)
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from bitnet_jax.config import DType
+from bitnet_jax.errors import UserError
 from bitnet_jax.formats import safetensors
 from bitnet_jax.formats import weights as leafwise
 from bitnet_jax.formats.files import file_size, whole_directory
@@ -61,6 +62,10 @@ def write(path: Path, weights: Weights, *, layout: str = "packed", dtype: DType 
             reciprocals = {path: _reciprocal(scale) for path, scale in stored.items()}
             exact = {path: value for path, value in reciprocals.items() if value is not None}
             form, stored = (form, exact) if len(exact) == len(stored) else (replace(form, divides=False), stored)
+        if not all(_is_bfloat16(scale) for scale in stored.values()):
+            if dtype is DType.BFLOAT16:
+                raise UserError("dtype=bfloat16 rounds the scales, which are no bfloat16 numbers: must be float32")
+            floats = "F32"  # transformers casts scales to the type that config.json declares
         tensors = _packed(weights, form, floats, stored)
     else:
         if form.trilm and dtype is None and floats == "BF16":

@@ -133,11 +133,19 @@ def test_scales_are_bfloat16_only_if_that_loses_nothing(tmp_path: Path) -> None:
 def test_floats_keep_the_type_that_loses_nothing_unless_another_is_asked_for(tmp_path: Path) -> None:
     weights = model(dtype=DType.BFLOAT16)
     for name, dtype, stored in (("none", None, "F32"), ("asked", DType.BFLOAT16, "BF16")):
-        huggingface.write(tmp_path / name, weights, dtype=dtype)
+        huggingface.write(tmp_path / name, weights, layout="master", dtype=dtype)
         file = safetensors.File(tmp_path / name / "model.safetensors")
         assert file.tensors["model.norm.weight"].dtype == stored
         declared = json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"]
         assert declared == {"F32": "float32", "BF16": "bfloat16"}[stored]
+
+
+def test_scales_are_never_rounded_by_the_type_that_is_declared(tmp_path: Path) -> None:
+    weights = model(dtype=DType.BFLOAT16)  # its scales are no bfloat16 numbers
+    huggingface.write(tmp_path / "model", weights)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["torch_dtype"] == "float32"
+    with pytest.raises(UserError, match="dtype=bfloat16 rounds the scales"):
+        huggingface.write(tmp_path / "rounded", weights, dtype=DType.BFLOAT16)
 
 
 def test_a_large_model_is_spread_over_files(tmp_path: Path) -> None:
