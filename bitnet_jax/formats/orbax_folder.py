@@ -109,6 +109,9 @@ def read(directory: Path) -> Weights:
 
     def restore() -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
+            # Before any array is read: orbax abandons the others where one does not fit, and they end at any later moment.
+            held: Any = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
+            _compare(held.tree, target, "params")
             return checkpointer.restore((directory / _PARAMS).absolute(), target)
 
     params, reason = orbax_errors.attempt(restore)
@@ -162,6 +165,17 @@ def _target(config: ModelConfig, encoding: Encoding | None, stored: DType) -> Pa
         dtype = {"U8": np.uint8, "F32": np.float32}[kind] if kind else stored.value
         place[part or last] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return target
+
+
+def _compare(held: Any, target: Any, name: str) -> None:
+    """Raises ValueError where a tree on the disk has other names, shapes or types than `target`."""
+    if isinstance(target, dict):
+        if not isinstance(held, dict) or held.keys() != target.keys():
+            raise ValueError(f"{name} must hold {', '.join(sorted(target))}")
+        for key in target:
+            _compare(held[key], target[key], f"{name}/{key}")
+    elif isinstance(held, dict) or (tuple(held.shape), np.dtype(held.dtype)) != (target.shape, target.dtype):
+        raise ValueError(f"{name} must have shape {target.shape} and type {target.dtype}")
 
 
 def _packed(params: Params, config: ModelConfig, encoding: Encoding | None) -> Params:
