@@ -51,12 +51,33 @@ struct TernaryKernels {
                int64_t ld_acc);
 };
 
-struct FloatKernels;
+enum class Type { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
+// Floating-point kernels. A sum over n has 32 lanes, element j in lane j % 32, each summed in order, and lane l is then added to
+// lane l + 16, l + 8, ..., l + 1: the same bits on every instruction set. No multiplication is fused with an addition; products of two
+// bfloat16 numbers, or of one and an int8, are exact anyway.
+struct FloatKernels {
+  // out[i * ld_out + r] = sum over n of x_i * row_r, for m <= 4 rows x of float32, by type of the other rows.
+  void (*dots[3])(const float* x, int64_t ld_x, int m, const void* rows, int64_t ld_rows, int64_t count, int64_t n, float* out,
+                  int64_t ld_out);
+  // out[i * n + j] += sum over s, in order, of weights[i * ld_weights + s] * rows[s][j], for m vectors of weights.
+  void (*combine[3])(const float* weights, int64_t ld_weights, int m, const void* rows, int64_t ld_rows, int64_t count, int64_t n, float* out);
+  // values = exp(values - their largest); returns the sum.
+  float (*exponentials)(float* values, int64_t n);
+  // codes = the int8 codes of one row after y = x * 1 / sqrt(mean(x^2) + eps) * gain, each product rounded to bfloat16 where `round`;
+  // x is overwritten. Returns the step between codes.
+  float (*norm_quantize)(float* x, const float* gain, int64_t n, float eps, bool round, int8_t* codes);
+  // x = relu(gate)^2 * up, each product rounded to bfloat16 where `round`.
+  void (*relu2)(const float* gate, const float* up, int64_t n, bool round, float* x);
+  // Any of the types as float32.
+  void (*widen[3])(const void* from, int64_t n, float* to);
+};
 
 struct Isa {
   const char* name;
   bool (*present)();
   const TernaryKernels* ternary;
+  const FloatKernels* floats;
 };
 
 inline bool Always() { return true; }

@@ -36,8 +36,9 @@ inline uint16_t ToBfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Rows of up to this many tokens are decoded while they are multiplied; for more it pays to unpack them first.
-constexpr int64_t kFewTokens = 4;
+// For up to this many tokens a row is decoded while it is multiplied, once for every four; for more it pays to unpack rows first.
+constexpr int64_t kFewTokens[2] = {8, 4};  // by encoding
+constexpr int64_t kDecodedRows = 16;       // which stay in the nearest cache until all tokens have met them
 constexpr int64_t kUnpackedRows = 16, kTokenBlock = 512, kUnpackedLength = 8192;
 
 // One row of activations in the order in which kernels meet the packed bytes: blocks of `block` bytes, the last one filled up to kRowStep,
@@ -81,7 +82,7 @@ inline void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call
   });
 
   // Blocks of rows: long enough to be a stream, and enough of them that threads end together.
-  const bool few = m <= kFewTokens;
+  const bool few = m <= kFewTokens[code];
   int64_t rows = 0;
   for (const Matrix& matrix : call.matrices) rows += matrix.n;
   const int64_t work = rows * length * m;
@@ -113,18 +114,21 @@ inline void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call
     const int64_t slack = padded - call.row_bytes;
     const int64_t whole = std::clamp((matrix.n * call.row_bytes - slack) / call.row_bytes, begin, end);
     if (few) {
-      uint32_t acc[kFewTokens * 64];
+      uint32_t acc[4 * kDecodedRows];
       std::vector<uint8_t> copy(whole < end ? static_cast<size_t>(padded) : 0);
       for (int64_t r = begin; r < end;) {
-        int64_t count = std::min<int64_t>(64, whole - r);
+        int64_t count = std::min(kDecodedRows, whole - r);
         const uint8_t* source = codes + (r - begin) * call.row_bytes;
         if (count <= 0) {
           count = 1;
           std::memcpy(copy.data(), source, static_cast<size_t>(call.row_bytes));
           source = copy.data();
         }
-        kernels.rows[code](x, length, static_cast<int>(m), source, call.row_bytes, padded, count, acc, 64);
-        for (int64_t i = 0; i < m; i++) put(matrix, i, r, count, acc + i * 64);
+        for (int64_t token = 0; token < m; token += 4) {
+          const int tokens = static_cast<int>(std::min<int64_t>(4, m - token));
+          kernels.rows[code](x + token * length, length, tokens, source, call.row_bytes, padded, count, acc, kDecodedRows);
+          for (int i = 0; i < tokens; i++) put(matrix, token + i, r, count, acc + i * kDecodedRows);
+        }
         r += count;
       }
       return;
