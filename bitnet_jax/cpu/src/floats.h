@@ -27,7 +27,8 @@ struct Array {
 };
 
 // out[i, v] = (sum_d x[i, d] * table[v, d]) * scale[v], without the factor where scale is null.
-inline void Logits(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_t threads, const float* x, Array table, const float* scale,
+template <typename Pool>
+void Logits(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, const float* scale,
                    int64_t m, int64_t v, int64_t d, float* out) {
   const int64_t step = std::max<int64_t>(64, v / (threads * 16));
   ParallelFor(pool, threads, (v + step - 1) / step, [&](int64_t b) {
@@ -48,7 +49,8 @@ inline void Logits(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_t t
 
 // The k tokens with the largest logits among the first `limit`, those of Logits on `table`, equal ones by their id.
 // |logit - rough logit| <= |x| * error[v] says which rows can be among them; only those are read from `table`.
-inline void TopLogits(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_t threads, const float* x, Array table, Array rough,
+template <typename Pool>
+void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, Array rough,
                       const float* scale, const float* error, int64_t m, int64_t d, int64_t limit, int64_t k, int32_t* ids,
                       float* logits, int32_t* read) {
   std::vector<float> approximate(static_cast<size_t>(m * limit));
@@ -98,7 +100,8 @@ struct AttentionCall {
 };
 
 // softmax(q k^T / sqrt(H)) v over the keys 0 to its position of each query. Keys behind it are not touched.
-inline void Attention(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_t threads, const AttentionCall& call) {
+template <typename Pool>
+void Attention(const FloatKernels& kernels, Pool& pool, int64_t threads, const AttentionCall& call) {
   const int64_t group = call.n / call.kv, h = call.h;
   const float factor = 1.0f / std::sqrt(static_cast<float>(h));
   ParallelFor(pool, threads, call.b * call.t * call.kv, [&](int64_t task) {
@@ -142,7 +145,8 @@ inline void Attention(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_
 }
 
 // Each row of x [M, D], or of relu(x)^2 * up where up.data is given, normalised, times gain, as int8 codes and their step.
-inline void NormQuantize(const FloatKernels& kernels, ffi::ThreadPool& pool, int64_t threads, Array x, Array up, const float* gain,
+template <typename Pool>
+void NormQuantize(const FloatKernels& kernels, Pool& pool, int64_t threads, Array x, Array up, const float* gain,
                          int64_t m, int64_t d, float eps, int8_t* codes, float* step) {
   const bool round = x.type == Type::kBfloat16;
   ParallelFor(pool, m * d < 1 << 15 ? 1 : threads, m, [&](int64_t i) {

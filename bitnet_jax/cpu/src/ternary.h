@@ -63,7 +63,8 @@ inline int32_t Arrange(const int8_t* x, int64_t k, int64_t planes, int64_t run, 
 }
 
 // out[i, n] = float(sum_k x[i, k] * w[n, k]) * (x_scale[i] * scale), the sum exact, rounded once to float32 and once to the type of out.
-inline void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, ffi::ThreadPool& pool, int64_t threads) {
+template <typename Pool>
+void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, Pool& pool, int64_t threads) {
   const int code = static_cast<int>(call.encoding);
   const int64_t planes = call.encoding == Encoding::kTwoBit ? 4 : 5, run = call.encoding == Encoding::kTwoBit ? 32 : call.row_bytes;
   const int64_t padded = RoundUp(call.row_bytes, kRowStep), length = padded * planes, block = kernels.block[code], m = call.m;

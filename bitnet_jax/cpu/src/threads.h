@@ -1,4 +1,4 @@
-// Loops over XLA's own pool of threads.
+// Loops over a pool of threads: XLA's own, through its FFI, or what tests put in its place.
 #pragma once
 
 #include <atomic>
@@ -6,11 +6,7 @@
 #include <memory>
 #include <thread>
 
-#include "xla/ffi/api/ffi.h"
-
 namespace bitnet {
-
-namespace ffi = xla::ffi;
 
 // The floating-point mode of this thread (rounding, treatment of subnormal numbers); results must not depend on who computes them.
 inline uint64_t FloatMode() {
@@ -43,8 +39,8 @@ inline void Pause() {
 
 // Calls work(i) for every i below `blocks`, on up to `threads` threads, the caller's among them. Blocks are claimed one by one, so that
 // the caller never waits for a thread that has not begun, and a slow thread does less.
-template <typename Work>
-void ParallelFor(ffi::ThreadPool& pool, int64_t threads, int64_t blocks, const Work& work) {
+template <typename Pool, typename Work>
+void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) {
   if (threads > blocks) threads = blocks;
   if (threads <= 1) {
     for (int64_t i = 0; i < blocks; i++) work(i);
@@ -79,7 +75,8 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t threads, int64_t blocks, const W
 }
 
 // `threads` as a call asks for it (-1: all that the pool has), and no more than there are.
-inline int64_t Threads(const ffi::ThreadPool& pool, int64_t threads) {
+template <typename Pool>
+int64_t Threads(const Pool& pool, int64_t threads) {
   const int64_t available = pool.num_threads() > 1 ? pool.num_threads() : 1;
   return threads < 0 || threads > available ? available : threads;
 }
