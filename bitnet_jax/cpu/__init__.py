@@ -22,6 +22,7 @@ from bitnet_jax.cpu.head import top_logits_twin as top_logits_twin
 from bitnet_jax.cpu.attention import Int8Vectors as Int8Vectors  # isort: skip
 from bitnet_jax.cpu.attention import attention as attention
 from bitnet_jax.cpu.attention import quantize_vectors as quantize_vectors
+
 from bitnet_jax.cpu.activations import norm_quantize as norm_quantize  # isort: skip
 from bitnet_jax.cpu.activations import norm_quantize_twin as norm_quantize_twin
 from bitnet_jax.cpu.activations import relu2_norm_quantize as relu2_norm_quantize

@@ -24,9 +24,9 @@ class RoughTable(NamedTuple):
     `error[v]` bounds |logit - rough logit| / |x|_2: by Cauchy and Schwarz |e[v]|_2, and what the roundings of both sums may add.
     """
 
-    codes: Int8[Array, "V D"]
-    scale: Float32[Array, "V"]
-    error: Float32[Array, "V"]
+    codes: Int8[Array | np.ndarray, "V D"]
+    scale: Float32[Array | np.ndarray, "V"]
+    error: Float32[Array | np.ndarray, "V"]
 
 
 def quantize_table(table: Float[np.ndarray, "V D"]) -> RoughTable:
@@ -94,7 +94,7 @@ def top_logits(
     return ids, values, read
 
 
-def _shape(x: Array, table: Array) -> jax.ShapeDtypeStruct:
+def _shape(x: Array, table: Array | np.ndarray) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((x.shape[0], table.shape[0]), jnp.float32)
 
 

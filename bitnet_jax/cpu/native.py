@@ -31,7 +31,9 @@ class CpuConfig:
         return {"threads": np.int64(-1 if self.threads is None else self.threads), "isa": self.isa or ""}
 
 
-def call(target: str, results: Sequence[jax.ShapeDtypeStruct], *operands: Any, config: CpuConfig | None, **attributes: Any) -> list[jax.Array]:
+def call(
+    target: str, results: Sequence[jax.ShapeDtypeStruct], *operands: Any, config: CpuConfig | None, **attributes: Any
+) -> list[jax.Array]:
     """Calls a function of the native library, which is compiled first where that was never done.
 
     Raises:

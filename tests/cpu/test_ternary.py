@@ -44,7 +44,7 @@ def check(x: jax.Array, w: PackedTernary, x_scale: jax.Array, isa: str, threads:
 
 
 @each_isa
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     m=st.one_of(st.integers(1, 12), st.integers(13, 70)),
     k=st.one_of(st.integers(1, 700), st.integers(2500, 2700)),

@@ -8,6 +8,8 @@
 #ifdef BITNET_EMULATE  // tests of AVX-512 code on machines without it
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
+#undef _mm512_madd_epi16  // which SIMDe 0.7 gives the arguments of another function
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #else
 #include <cpuid.h>
 #include <immintrin.h>
@@ -19,7 +21,10 @@
 
 // Functions between BITNET_TARGET("...") and BITNET_TARGET_END are compiled for those instructions, the rest for any machine of the kind.
 #define BITNET_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
+#if defined(BITNET_EMULATE)
+#define BITNET_TARGET(set)
+#define BITNET_TARGET_END
+#elif defined(__clang__)
 #define BITNET_TARGET(set) BITNET_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
 #define BITNET_TARGET_END _Pragma("clang attribute pop")
 #else
