@@ -13,9 +13,14 @@ import jax.numpy as jnp
 from bitnet_jax.array_types import Array, Float, Float32, Int8
 from bitnet_jax.cpu import build
 from bitnet_jax.cpu.native import CpuConfig, call
-from kernels_pallas import ArgSpec, PackedTernary, check_shapes
+from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Implementation, PackedTernary, check_shapes
 
 _LARGEST = 2**31 - 1
+
+
+def register() -> None:
+    """Makes the native library an implementation of `kernels_pallas.ternary_matmul`: "native", which None then prefers where it can run."""
+    IMPLEMENTATIONS.setdefault("native", Implementation(ternary_matmul, supported))
 
 
 def supported(spec: ArgSpec) -> str | None:

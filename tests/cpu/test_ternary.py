@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitnet_jax import cpu
 from bitnet_jax.errors import UserError
-from kernels_pallas import ArgSpec, Encoding, PackedTernary, pack, ternary_matmul
+from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Encoding, PackedTernary, pack, ternary_matmul
 
 ISAS = cpu.load()
 each_isa = pytest.mark.parametrize("isa", ISAS)
@@ -89,6 +89,25 @@ def test_vmap_gives_the_rows_of_each_call() -> None:
     whole = cpu.ternary_matmul(x, w, x_scale, jnp.float32)
     mapped = jax.vmap(lambda a, s: cpu.ternary_matmul(a, w, s, jnp.float32))(x.reshape(3, 2, 200), x_scale.reshape(3, 2, 1))
     assert np.array_equal(bits(mapped).reshape(6, 9), bits(whole))
+
+
+def test_it_is_chosen_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMPLEMENTATIONS, "native", IMPLEMENTATIONS["xla"])  # so that what follows is undone
+    monkeypatch.delitem(IMPLEMENTATIONS, "native")
+    cpu.register()
+    x, w, x_scale = case(2, 200, 9, Encoding.BASE3)
+
+    def program(x: jax.Array, x_scale: jax.Array | None) -> str:
+        return jax.jit(lambda x, s: ternary_matmul(x, w, x_scale=s, out_dtype=jnp.float32)).lower(x, x_scale).as_text()
+
+    assert "bitnet_ternary_matmul" in program(x, x_scale)
+    assert "bitnet_ternary_matmul" not in program(x.astype(jnp.float32), None)
+    with pytest.raises(NotImplementedError, match="native: activations are float32: must be int8"):
+        ternary_matmul(x.astype(jnp.float32), w, out_dtype=jnp.float32, implementation="native")
+    monkeypatch.setattr(cpu.build, "unavailable", lambda: "no native kernels: no C++ compiler found")
+    assert "bitnet_ternary_matmul" not in program(x, x_scale)
+    with pytest.raises(NotImplementedError, match=r"native: no native kernels: no C\+\+ compiler found"):
+        ternary_matmul(x, w, x_scale=x_scale, out_dtype=jnp.float32, implementation="native")
 
 
 # --- wrong input -----------------------------------------------------------------------------------------------------
