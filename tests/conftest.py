@@ -17,6 +17,12 @@ for _variable, _folder in (("XDG_CACHE_HOME", "cache"), ("HF_HOME", "huggingface
 # Matplotlib's list of fonts takes seconds to make, so it outlives the session.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "matplotlib")
 
+# Neither are the native kernels compiled again.
+_native = Path(__file__).parents[1] / ".pytest_cache" / "native"
+_native.mkdir(parents=True, exist_ok=True)
+Path(_scratch, "cache", "bitnet-jax").mkdir(parents=True)
+Path(_scratch, "cache", "bitnet-jax", "native").symlink_to(_native)
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

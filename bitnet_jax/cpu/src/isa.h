@@ -1,0 +1,110 @@
+// Instruction sets: which there are, which this machine has, and what one set's kernels look like from outside.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#ifdef BITNET_EMULATE  // tests of AVX-512 code on machines without it
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#undef _mm512_madd_epi16  // which SIMDe 0.7 gives the arguments of another function
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#else
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#endif
+
+// Functions between BITNET_TARGET("...") and BITNET_TARGET_END are compiled for those instructions, the rest for any machine of the kind.
+#define BITNET_PRAGMA(text) _Pragma(#text)
+#if defined(BITNET_EMULATE)
+#define BITNET_TARGET(set)
+#define BITNET_TARGET_END
+#elif defined(__clang__)
+#define BITNET_TARGET(set) BITNET_PRAGMA(clang attribute push(__attribute__((target(set))), apply_to = function))
+#define BITNET_TARGET_END _Pragma("clang attribute pop")
+#else
+#define BITNET_TARGET(set) _Pragma("GCC push_options") BITNET_PRAGMA(GCC target(set))
+#define BITNET_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+namespace bitnet {
+
+enum class Encoding { kTwoBit = 0, kBase3 = 1 };
+
+inline int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Kernels read packed rows in steps of this many bytes; what lies behind a row meets activations of zero.
+constexpr int64_t kRowStep = 64;
+
+// Ternary kernels of one instruction set. Activations come arranged as the packed bytes are (see Arrange in ternary.h): blocks of
+// `block` bytes, in a block one plane after the other. Sums are of codes 0..2, modulo 2^32.
+struct TernaryKernels {
+  int64_t block[2];  // by encoding
+  // acc[i * ld_acc + r] = sum over row r of codes * x_i, for m <= 4 tokens and `rows` packed rows that lie row_bytes apart
+  // and can be read up to `padded` bytes.
+  void (*rows[2])(const int8_t* x, int64_t ld_x, int m, const uint8_t* codes, int64_t row_bytes, int64_t padded, int64_t rows,
+                  uint32_t* acc, int64_t ld_acc);
+  // The codes of `bytes` packed bytes, a multiple of 64 within one block, one plane after the other.
+  void (*unpack[2])(const uint8_t* packed, int64_t bytes, uint8_t* codes);
+  // acc[i * ld_acc + r] += sum over `length`, a multiple of 64, of w_r * x_i, for any numbers of tokens and rows.
+  void (*tile)(const int8_t* x, int64_t ld_x, int64_t m, const uint8_t* w, int64_t ld_w, int64_t rows, int64_t length, uint32_t* acc,
+               int64_t ld_acc);
+};
+
+enum class Type { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
+// Floating-point kernels. A sum over n has 32 lanes, element j in lane j % 32, each summed in order, and lane l is then added to
+// lane l + 16, l + 8, ..., l + 1: the same bits on every instruction set. No multiplication is fused with an addition; products of two
+// bfloat16 numbers, or of one and an int8, are exact anyway.
+struct FloatKernels {
+  // out[i * ld_out + r] = sum over n of x_i * row_r, for m <= 4 rows x of float32, by type of the other rows.
+  void (*dots[3])(const float* x, int64_t ld_x, int m, const void* rows, int64_t ld_rows, int64_t count, int64_t n, float* out,
+                  int64_t ld_out);
+  // out[i * n + j] += sum over s, in order, of weights[i * ld_weights + s] * rows[s][j], for m vectors of weights.
+  void (*combine[3])(const float* weights, int64_t ld_weights, int m, const void* rows, int64_t ld_rows, int64_t count, int64_t n, float* out);
+  // values = exp(values - their largest); returns the sum.
+  float (*exponentials)(float* values, int64_t n);
+  // codes = the int8 codes of one row after y = x * 1 / sqrt(mean(x^2) + eps) * gain, each product rounded to bfloat16 where `round`;
+  // x is overwritten. Returns the step between codes.
+  float (*norm_quantize)(float* x, const float* gain, int64_t n, float eps, bool round, int8_t* codes);
+  // x = relu(gate)^2 * up, each product rounded to bfloat16 where `round`.
+  void (*relu2)(const float* gate, const float* up, int64_t n, bool round, float* x);
+  // Any of the types as float32.
+  void (*widen[3])(const void* from, int64_t n, float* to);
+};
+
+struct Isa {
+  const char* name;
+  bool (*present)();
+  const TernaryKernels* ternary;
+  const FloatKernels* floats;
+};
+
+inline bool Always() { return true; }
+
+#if defined(__x86_64__)
+#ifdef BITNET_EMULATE
+inline bool HasAvx2() { return true; }
+inline bool HasAvxVnni() { return true; }
+inline bool HasAvx512() { return true; }
+inline bool HasAvx512Vnni() { return true; }
+#else
+inline bool HasAvx2() { return __builtin_cpu_supports("avx2"); }
+inline bool HasAvxVnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return HasAvx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
+inline bool HasAvx512() { return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
+inline bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+#elif defined(__aarch64__)
+inline bool HasDotprod() { return getauxval(AT_HWCAP) & (1ul << 20); }  // HWCAP_ASIMDDP
+inline bool HasI8mm() { return HasDotprod() && (getauxval(AT_HWCAP2) & (1ul << 13)); }  // HWCAP2_I8MM
+#endif
+
+}  // namespace bitnet

@@ -1,0 +1,84 @@
+// Loops over a pool of threads: XLA's own, through its FFI, or what tests put in its place.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+namespace bitnet {
+
+// The floating-point mode of this thread (rounding, treatment of subnormal numbers); results must not depend on who computes them.
+inline uint64_t FloatMode() {
+#if defined(__x86_64__)
+  return __builtin_ia32_stmxcsr() & ~0x3full;  // without the flags of what has happened
+#elif defined(__aarch64__)
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+#else
+  return 0;
+#endif
+}
+
+inline void SetFloatMode([[maybe_unused]] uint64_t mode) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(static_cast<unsigned>(mode));
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" : : "r"(mode));
+#endif
+}
+
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Calls work(i) for every i below `blocks`, on up to `threads` threads, the caller's among them. Blocks are claimed one by one, so that
+// the caller never waits for a thread that has not begun, and a slow thread does less.
+template <typename Pool, typename Work>
+void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) {
+  if (threads > blocks) threads = blocks;
+  if (threads <= 1) {
+    for (int64_t i = 0; i < blocks; i++) work(i);
+    return;
+  }
+  struct Job {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto job = std::make_shared<Job>();  // outlives this call in threads that come too late to claim anything
+  const Work* body = &work;
+  const uint64_t mode = FloatMode();
+  auto run = [job, body, blocks, mode] {
+    int64_t i = job->next.fetch_add(1, std::memory_order_relaxed);
+    if (i >= blocks) return;
+    const uint64_t before = FloatMode();
+    SetFloatMode(mode);
+    for (; i < blocks; i = job->next.fetch_add(1, std::memory_order_relaxed)) {
+      (*body)(i);
+      job->done.fetch_add(1, std::memory_order_release);
+    }
+    SetFloatMode(before);
+  };
+  for (int64_t t = 1; t < threads; t++) pool.Schedule([run] { run(); });
+  run();
+  for (int spins = 0; job->done.load(std::memory_order_acquire) < blocks; spins++) {
+    if (spins < 1000) {
+      Pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+// `threads` as a call asks for it (-1: all that the pool has), and no more than there are.
+template <typename Pool>
+int64_t Threads(const Pool& pool, int64_t threads) {
+  const int64_t available = pool.num_threads() > 1 ? pool.num_threads() : 1;
+  return threads < 0 || threads > available ? available : threads;
+}
+
+}  // namespace bitnet
