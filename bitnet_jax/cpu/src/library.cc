@@ -65,12 +65,13 @@ ffi::Error Guarded(const Function& function) {
   if (!isa) return Invalid("isa=" + std::string(isa_name) + " is not an instruction set of this machine"); \
   BITNET_RETURN_IF_ERROR(CheckThreads(threads))
 
-// x int8 [M, K], x_scale float32 [M, 1], then codes uint8 [N, row_bytes] and scale float32 [] of each matrix; a result [M, N] for each.
+// x int8 [M, K], x_scale float32 [M, 1], then for each stack of matrices codes uint8 [L, N, row_bytes], scale float32 [L] and int32 [], which
+// of them is meant; a result [M, N] for each.
 ffi::Error Ternary(ffi::ThreadPool pool, std::string_view encoding, std::string_view isa_name, int64_t threads, ffi::RemainingArgs args,
                    ffi::RemainingRets rets) {
   BITNET_FIND_ISA();
   if (encoding != "two_bit" && encoding != "base3") return Invalid("encoding=" + std::string(encoding) + " must be two_bit or base3");
-  if (args.size() < 4 || args.size() != 2 + 2 * rets.size()) return Invalid("the numbers of operands and results do not fit");
+  if (args.size() < 5 || args.size() != 2 + 3 * rets.size()) return Invalid("the numbers of operands and results do not fit");
   const ffi::AnyBuffer x = *args.get<ffi::AnyBuffer>(0), x_scale = *args.get<ffi::AnyBuffer>(1);
   BITNET_RETURN_IF_ERROR(Check("x", x, ffi::S8, {-1, -1}));
   TernaryCall call;
@@ -83,14 +84,19 @@ ffi::Error Ternary(ffi::ThreadPool pool, std::string_view encoding, std::string_
   call.encoding = encoding == "two_bit" ? Encoding::kTwoBit : Encoding::kBase3;
   call.row_bytes = call.encoding == Encoding::kTwoBit ? RoundUp(call.k, 128) / 4 : (call.k + 4) / 5;
   for (size_t i = 0; i < rets.size(); i++) {
-    const ffi::AnyBuffer codes = *args.get<ffi::AnyBuffer>(2 + 2 * i), scale = *args.get<ffi::AnyBuffer>(3 + 2 * i);
-    const ffi::AnyBuffer out = **rets.get<ffi::AnyBuffer>(i);
-    BITNET_RETURN_IF_ERROR(Check("codes", codes, ffi::U8, {-1, call.row_bytes}));
-    BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {}));
-    const int64_t n = codes.dimensions()[0];
+    const ffi::AnyBuffer codes = *args.get<ffi::AnyBuffer>(2 + 3 * i), scale = *args.get<ffi::AnyBuffer>(3 + 3 * i);
+    const ffi::AnyBuffer layer = *args.get<ffi::AnyBuffer>(4 + 3 * i), out = **rets.get<ffi::AnyBuffer>(i);
+    BITNET_RETURN_IF_ERROR(Check("codes", codes, ffi::U8, {-1, -1, call.row_bytes}));
+    const int64_t layers = codes.dimensions()[0], n = codes.dimensions()[1];
+    BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {layers}));
+    BITNET_RETURN_IF_ERROR(Check("layer", layer, ffi::S32, {}));
+    const int64_t place = *layer.typed_data<int32_t>();
+    if (place < 0 || place >= layers) {
+      return Invalid("layer=" + std::to_string(place) + " must be from 0 to " + std::to_string(layers - 1));
+    }
     call.bfloat16 = (i == 0 ? out.element_type() : call.bfloat16 ? ffi::BF16 : ffi::F32) == ffi::BF16;
     BITNET_RETURN_IF_ERROR(Check("out", out, call.bfloat16 ? ffi::BF16 : ffi::F32, {call.m, n}));
-    call.matrices.push_back({codes.typed_data<uint8_t>(), *scale.typed_data<float>(), n, out.untyped_data()});
+    call.matrices.push_back({codes.typed_data<uint8_t>() + place * n * call.row_bytes, scale.typed_data<float>()[place], n, out.untyped_data()});
   }
   return Guarded([&] { TernaryMatmul(*isa->ternary, call, pool, Threads(pool, threads)); });
 }
