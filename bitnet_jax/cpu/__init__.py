@@ -3,9 +3,11 @@
 # The library
 from bitnet_jax.cpu.build import load as load
 from bitnet_jax.cpu.native import CpuConfig as CpuConfig
+from bitnet_jax.cpu.native import runs as runs
 
 # Products of packed weights
 from bitnet_jax.cpu.ternary import register as register
+from bitnet_jax.cpu.ternary import scale as scale
 from bitnet_jax.cpu.ternary import supported as supported
 from bitnet_jax.cpu.ternary import ternary_matmul as ternary_matmul
 from bitnet_jax.cpu.ternary import ternary_matmuls as ternary_matmuls
