@@ -4,7 +4,7 @@ Integer codes up to 128 are exact in bfloat16, and their sums below 2^24 are exa
 bytes compute the same integers; both then multiply by the same scale, once. That is what makes a packed model the trained one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,12 +20,12 @@ from kernels_pallas import IMPLEMENTATIONS, PackedLayer, PackedTernary, ternary_
 
 def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
     """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`)."""
-    return _product(x, kernel).astype(out_dtype or x.dtype)
+    return _two_rows(_product, x, kernel).astype(out_dtype or x.dtype)
 
 
 def tied(x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = None) -> Float[Array, "... V"]:
     """x @ table^T, as `full`: the head where it is the embedding."""
-    return _transposed_product(x, table).astype(out_dtype or x.dtype)
+    return _two_rows(_transposed_product, x, table).astype(out_dtype or x.dtype)
 
 
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
@@ -74,6 +74,19 @@ def packed(
 
 
 # --- the plain product and its gradients -----------------------------------------------------------------------------
+
+
+def _two_rows(product: Callable[[Array, Array], Array], x: Float[Array, "... K"], w: Float[Array, "..."]) -> Float[Array, "... N"]:
+    """`product(x, w)`; on a CPU a single row of bfloat16 is multiplied twice, since XLA has a fast product there from two rows up: one row
+    is widened to float32 with all of `w`, many times slower."""
+    if x.dtype != jnp.bfloat16 or x.size != x.shape[-1]:
+        return product(x, w)
+
+    def twice(x: Array, w: Array) -> Array:
+        pair = jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))
+        return product(pair, w)[:1].reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, w, cpu=twice, default=product)
 
 
 def _matmul(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, "... N"]:

@@ -55,7 +55,7 @@ def first_pass(model: "Model", sampling: Sampling, new_tokens: int) -> RoughTabl
     bounded = sampling.temperature == 0 or sampling.top_k is not None
     if not bounded or sampling.repetition_penalty != 1 or new_tokens < 64 or model.config.vocab_size < 16384:
         return None
-    return inference.first_pass(model.params, model.config)
+    return inference.first_pass(model.params, model.config, model.release)
 
 
 def from_stated(stated: Mapping[str, float]) -> Sampling:

@@ -8,6 +8,7 @@ Both run the same machine code, which is why they make the same tokens.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from bitnet_jax.transformer import KVCache, Output, Transformer
 
 MOST = 64
 """Candidates that the exact first pass finds for sampling: more than `top_k` needs in practice."""
+
+_ROWS = 16384
+"""Rows of a table that are read before their memory is given back."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["seeds", "draws", "controls", "stops", "vocabulary"], meta_fields=[])
@@ -191,16 +195,22 @@ def _report(state: State) -> tuple[State, Progress]:
     return state, Progress(state.tokens, state.count, state.finite)
 
 
-def first_pass(params: Any, config: ModelConfig) -> RoughTable | None:
+def first_pass(params: Any, config: ModelConfig, release: Callable[[], None] = lambda: None) -> RoughTable | None:
     """The int8 table that finds the greedy token, or the `top_k`, of a model in half the bytes, exactly (`cpu.top_logits`); made once.
 
     None where it has no use: where the head is not the table of embeddings, or a very small one, logits are rounded further, or no native
-    library runs.
+    library runs. `release` is called now and then, to give back the memory that reading a mapped table takes.
     """
     if config.vocab_size < MOST or not config.tie_embeddings or config.logits_dtype is not DType.FLOAT32 or not cpu.runs(None):
         return None
     table = np.asarray(params["embed"]["embedding"])
-    return jax.device_put(cpu.quantize_table(table.astype(config.dtype.value, copy=False)))
+    rough = RoughTable(np.empty(table.shape, np.int8), np.empty(len(table), np.float32), np.empty(len(table), np.float32))
+    for start in range(0, len(table), _ROWS):
+        part = cpu.quantize_table(table[start : start + _ROWS].astype(config.dtype.value, copy=False))
+        for whole, piece in zip(rough, part, strict=True):
+            whole[start : start + _ROWS] = piece
+        release()
+    return jax.device_put(rough)
 
 
 @functools.cache
