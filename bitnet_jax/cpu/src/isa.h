@@ -81,6 +81,11 @@ struct FloatKernels {
   float (*norm_quantize)(float* x, const float* gain, int64_t n, float eps, bool round, int8_t* codes);
   // x = relu(gate)^2 * up, each product rounded to bfloat16 where `round`.
   void (*relu2)(const float* gate, const float* up, int64_t n, bool round, float* x);
+  // out[i * ld_out + r] = sum over n of x_i * row_r in integers, for m <= 4 vectors x with 127 * |x|_1 < 2^31.
+  void (*whole_dots)(const int16_t* x, int64_t ld_x, int m, const int8_t* rows, int64_t count, int64_t n, int32_t* out, int64_t ld_out);
+  // The int8 codes of a row with |codes * step - row| <= step / 2, and the bound of RoughTable in head.py; returns the step, NaN for a row
+  // that is not finite.
+  float (*quantize)(const float* row, int64_t n, int8_t* codes, float* error);
   // Any of the types as float32.
   void (*widen[3])(const void* from, int64_t n, float* to);
 };

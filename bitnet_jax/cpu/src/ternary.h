@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -29,15 +30,21 @@ struct TernaryCall {
   std::vector<Matrix> matrices;
 };
 
-inline uint16_t ToBfloat16(float value) {
+// Of a number that is not NaN.
+inline uint16_t RoundedToBfloat16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays NaN
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline uint16_t ToBfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return value == value ? RoundedToBfloat16(value) : static_cast<uint16_t>(bits >> 16 | 0x40);
+}
+
 // For up to this many tokens a row is decoded while it is multiplied, once for every group; for more it pays to unpack rows first.
-constexpr int64_t kFewTokens[2] = {8, 4};  // by encoding
+constexpr int64_t kFewTokens[2] = {16, 4};  // by encoding
 constexpr int64_t kDecodedRows = 16;       // which stay in the nearest cache until all tokens have met them
 // Of a task's rows so many are unpacked at once, over so many features, that they stay in the nearest cache, 16 KiB, until so many tokens,
 // 256 KiB in the next one, have met them.
@@ -104,12 +111,14 @@ void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, Pool&
     const float scale = call.x_scale[token] * matrix.scale;
     const uint32_t offset = static_cast<uint32_t>(sums[static_cast<size_t>(token)]);  // codes are one more than weights
     const int64_t place = token * matrix.n + begin;
-    if (call.bfloat16) {
-      uint16_t* out = static_cast<uint16_t*>(matrix.out) + place;
-      for (int64_t r = 0; r < count; r++) out[r] = ToBfloat16(static_cast<float>(static_cast<int32_t>(acc[r] - offset)) * scale);
+    const auto value = [&](int64_t r) { return static_cast<float>(static_cast<int32_t>(acc[r] - offset)) * scale; };
+    uint16_t* narrow = static_cast<uint16_t*>(matrix.out) + place;
+    if (!call.bfloat16) {
+      for (int64_t r = 0; r < count; r++) static_cast<float*>(matrix.out)[place + r] = value(r);
+    } else if (std::isfinite(scale)) {  // then no result is NaN, and the loop has no branches
+      for (int64_t r = 0; r < count; r++) narrow[r] = RoundedToBfloat16(value(r));
     } else {
-      float* out = static_cast<float*>(matrix.out) + place;
-      for (int64_t r = 0; r < count; r++) out[r] = static_cast<float>(static_cast<int32_t>(acc[r] - offset)) * scale;
+      for (int64_t r = 0; r < count; r++) narrow[r] = ToBfloat16(value(r));
     }
   };
 
