@@ -47,29 +47,29 @@ void Logits(const FloatKernels& kernels, Pool& pool, int64_t threads, const floa
   });
 }
 
-// x = step * codes + rest, with |codes|_1 small enough for `whole_dots`.
+// x as step * codes + rest, with |codes|_1 small enough for `whole_dots`, and what that says of its rough logits.
 struct WholeVector {
-  double step = 1, norm = 0, rest = 0, floor = 0;  // |x|_2 and |rest|_2, and what subnormal numbers may change, rounded up
   bool finite;
+  RoughBound bound;
 
   WholeVector(const float* x, int64_t d, int16_t* codes) {
-    double largest = 0, sum = 0, square = 0;
+    const double n = static_cast<double>(d);
+    double largest = 0, sum = 0, square = 0, squares = 0;
     for (int64_t j = 0; j < d; j++) {
       const double size = std::fabs(static_cast<double>(x[j]));
       largest = std::max(largest, size), sum += size, square += size * size;
     }
     finite = std::isfinite(square);
     // |codes|_1 <= |x|_1 / step + d / 2
-    if (finite && sum > 0) step = std::max(largest / 32767, sum / (2147483647.0 / 127 - 0.5 * static_cast<double>(d) - 1));
-    double squares = 0;
+    const double step = finite && sum > 0 ? std::max(largest / 32767, sum / (2147483647.0 / 127 - 0.5 * n - 1)) : 1;
     for (int64_t j = 0; j < d; j++) {
-      const double code = finite ? std::nearbyint(static_cast<double>(x[j]) / step) : 0;
+      const double code = finite ? std::nearbyint(static_cast<double>(x[j]) / step) : 0, off = static_cast<double>(x[j]) - code * step;
       codes[j] = static_cast<int16_t>(code);
-      const double off = static_cast<double>(x[j]) - code * step;
       squares += off * off;
     }
-    norm = std::sqrt(square) * (1 + 1e-6), rest = std::sqrt(squares) * (1 + 1e-6) + norm * 1e-12;
-    floor = (static_cast<double>(d) + sum) * 0x1p-123;
+    // Rounded up, by more than the roundings of this function and of `bounds`. |c|_2 <= 127 sqrt(d); subnormal numbers may count as 0.
+    const double norm = std::sqrt(square) * (1 + 1e-6), rest = std::sqrt(squares) + norm * 1e-9, row = 127 * std::sqrt(n) * (1 + 1e-6);
+    bound = {step, norm, rest * row, (n + sum) * 0x1p-123, norm * row};
   }
 };
 
@@ -87,7 +87,6 @@ void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const f
                       float* logits, int32_t* read) {
   const int64_t group = kSharedTokens, block = std::clamp<int64_t>(limit / k, 1, kHeadBlock), blocks = (limit + block - 1) / block;  // at least k blocks
   const int64_t step = std::max<int64_t>(1, blocks / (threads * 16));
-  const double largest = 127 * std::sqrt(static_cast<double>(d)) * (1 + 1e-6);
   std::vector<int16_t> codes(static_cast<size_t>(group * d));
   std::vector<float> highs(static_cast<size_t>(group * limit)), high_of(static_cast<size_t>(group * blocks)), low_of(high_of.size());
   for (int64_t first = 0; first < m; first += group) {
@@ -100,23 +99,9 @@ void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const f
         int32_t sums[kSharedTokens * kHeadBlock];
         kernels.whole_dots(codes.data(), d, tokens, static_cast<const int8_t*>(rough.at(begin * d)), count, d, sums, kHeadBlock);
         for (int i = 0; i < tokens; i++) {
-          const WholeVector& vector = vectors[static_cast<size_t>(i)];
-          const double rest = vector.rest * largest, size = vector.norm * largest;
-          float* high = highs.data() + i * limit + begin;
-          float most = -std::numeric_limits<float>::infinity(), least = most;
-          for (int64_t r = 0; r < count; r++) {
-            const double factor = scale[begin + r], value = sums[i * kHeadBlock + r] * (factor * vector.step);
-            const double bound = vector.norm * error[begin + r] + rest * factor + vector.floor;
-            // Sums that may overflow say nothing: such a row is always read.
-            const bool safe = size * factor + bound < 0x1p126;
-            const double up = value + bound, down = value - bound;
-            // Rounded to float32 outwards.
-            high[r] = safe ? static_cast<float>(up + std::fabs(up) * 0x1p-23 + 0x1p-125) : std::numeric_limits<float>::infinity();
-            const float low = safe ? static_cast<float>(down - std::fabs(down) * 0x1p-23 - 0x1p-125) : -std::numeric_limits<float>::infinity();
-            most = std::max(most, high[r]), least = std::max(least, low);
-          }
-          high_of[static_cast<size_t>(i * blocks + b)] = most;
-          low_of[static_cast<size_t>(i * blocks + b)] = least;
+          const size_t place = static_cast<size_t>(i * blocks + b);
+          kernels.bounds(sums + i * kHeadBlock, scale + begin, error + begin, count, vectors[static_cast<size_t>(i)].bound,
+                         highs.data() + i * limit + begin, &high_of[place], &low_of[place]);
         }
       }
     });

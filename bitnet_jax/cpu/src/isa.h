@@ -65,6 +65,11 @@ struct TernaryKernels {
 
 enum class Type { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
+// |logit - rough logit| <= norm * error + rest * scale + floor, where size * scale and that are far below overflow.
+struct RoughBound {
+  double step, norm, rest, floor, size;
+};
+
 // Floating-point kernels. A sum over n has 32 lanes, element j in lane j % 32, each summed in order, and lane l is then added to
 // lane l + 16, l + 8, ..., l + 1: the same bits on every instruction set. No multiplication is fused with an addition; products of two
 // bfloat16 numbers, or of one and an int8, are exact anyway.
@@ -83,6 +88,10 @@ struct FloatKernels {
   void (*relu2)(const float* gate, const float* up, int64_t n, bool round, float* x);
   // out[i * ld_out + r] = sum over n of x_i * row_r in integers, for m <= 4 vectors x with 127 * |x|_1 < 2^31.
   void (*whole_dots)(const int16_t* x, int64_t ld_x, int m, const int8_t* rows, int64_t count, int64_t n, int32_t* out, int64_t ld_out);
+  // Of rough logits sums[r] * scale[r] * x.step, at most a bound of x and their row off: how large they can be (high), the largest of high,
+  // and the largest of how small they can be. See TopLogits in floats.h.
+  void (*bounds)(const int32_t* sums, const float* scale, const float* error, int64_t count, const RoughBound& x, float* high,
+                 float* largest_high, float* largest_low);
   // The int8 codes of a row with |codes * step - row| <= step / 2, and the bound of RoughTable in head.py; returns the step, NaN for a row
   // that is not finite.
   float (*quantize)(const float* row, int64_t n, int8_t* codes, float* error);
