@@ -30,3 +30,6 @@ from bitnet_jax.cpu.activations import norm_quantize as norm_quantize  # isort: 
 from bitnet_jax.cpu.activations import norm_quantize_twin as norm_quantize_twin
 from bitnet_jax.cpu.activations import relu2_norm_quantize as relu2_norm_quantize
 from bitnet_jax.cpu.activations import relu2_norm_quantize_twin as relu2_norm_quantize_twin
+
+# The machine
+from bitnet_jax.cpu.bandwidth import read_bandwidth as read_bandwidth  # isort: skip

@@ -25,7 +25,16 @@ from bitnet_jax.data.cache import cache_folder, discard, new_folder
 from bitnet_jax.errors import RunError, UserError
 
 SOURCES = Path(__file__).parent / "src"
-TARGETS = ("bitnet_ternary_matmul", "bitnet_scale", "bitnet_logits", "bitnet_top_logits", "bitnet_attention", "bitnet_norm_quantize")
+TARGETS = (
+    "bitnet_ternary_matmul",
+    "bitnet_scale",
+    "bitnet_logits",
+    "bitnet_top_logits",
+    "bitnet_quantize_table",
+    "bitnet_attention",
+    "bitnet_norm_quantize",
+    "bitnet_read",
+)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _MACHINES = ("x86_64", "aarch64")

@@ -185,6 +185,34 @@ ffi::Error TopCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t thre
   });
 }
 
+// table [V, D]; codes int8 [V, D], scale and error float32 [V].
+ffi::Error QuantizeCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer table,
+                        ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> scale, ffi::Result<ffi::AnyBuffer> error_bound) {
+  BITNET_FIND_ISA();
+  Array rows{};
+  if (!TypeOf(table, false, &rows)) return Invalid("table must be float32 or bfloat16");
+  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), {-1, -1}));
+  const int64_t v = table.dimensions()[0], d = table.dimensions()[1];
+  BITNET_RETURN_IF_ERROR(Check("codes", *codes, ffi::S8, {v, d}));
+  BITNET_RETURN_IF_ERROR(Check("scale", *scale, ffi::F32, {v}));
+  BITNET_RETURN_IF_ERROR(Check("error", *error_bound, ffi::F32, {v}));
+  return Guarded([&] {
+    QuantizeRows(*isa->floats, pool, Threads(pool, threads), rows, v, d, codes->typed_data<int8_t>(), scale->typed_data<float>(),
+                 error_bound->typed_data<float>());
+  });
+}
+
+// bytes uint8 [n]; the sum of every 64th of them, uint32 [].
+ffi::Error ReadCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer bytes,
+                    ffi::Result<ffi::AnyBuffer> sum) {
+  BITNET_FIND_ISA();
+  BITNET_RETURN_IF_ERROR(Check("bytes", bytes, ffi::U8, {-1}));
+  BITNET_RETURN_IF_ERROR(Check("sum", *sum, ffi::U32, {}));
+  return Guarded([&] {
+    *sum->typed_data<uint32_t>() = ReadBytes(pool, Threads(pool, threads), bytes.typed_data<uint8_t>(), bytes.dimensions()[0]);
+  });
+}
+
 // q [B, T, N, H], keys and values [L, B, S, K, H], their scales float32 [L, B, S, K] if int8, else [0], layer int32 [], positions int32
 // [B, T]; out [B, T, N, H] in the type of q.
 ffi::Error AttentionHandler(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer q, ffi::AnyBuffer k,
@@ -260,6 +288,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_logits, bitnet::LogitsCall,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_top_logits, bitnet::TopCall,
                               BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET()
                                   .BITNET_RET().BITNET_RET());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_quantize_table, bitnet::QuantizeCall,
+                              BITNET_BINDING().BITNET_ARG().BITNET_RET().BITNET_RET().BITNET_RET());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_read, bitnet::ReadCall, BITNET_BINDING().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_attention, bitnet::AttentionHandler,
                               BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG()
                                   .BITNET_RET());
