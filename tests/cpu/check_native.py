@@ -104,7 +104,7 @@ def here() -> frozenset[str]:
 
 
 def run(command: Sequence[str | Path], seconds: int = 600, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"} | environment
+    variables = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"} | environment
     try:
         done = subprocess.run(
             command,
