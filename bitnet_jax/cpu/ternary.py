@@ -96,5 +96,5 @@ def scale(sums: Float32[Array, "M N"], x_scale: Float32[Array, "M 1"], w_scale: 
 
     XLA may contract its own multiplication with an addition that follows, and then rounds once where the native product rounds twice.
     """
-    build.load()
-    return jax.ffi.ffi_call("bitnet_scale", jax.ShapeDtypeStruct(sums.shape, jnp.dtype(out_dtype)))(sums, x_scale, w_scale)
+    result = jax.ShapeDtypeStruct(sums.shape, jnp.dtype(out_dtype))
+    return call("bitnet_scale", [result], sums, x_scale, w_scale, config=config)[0]

@@ -27,9 +27,21 @@ I8, I32, U8, BF16 = jnp.int8, jnp.int32, jnp.uint8, jnp.bfloat16
 # Of every native function: operands, results and attributes of its own in a call that is right.
 CALLS: dict[str, tuple[dict[str, jax.Array], dict[str, jax.ShapeDtypeStruct], dict[str, Any]]] = {
     "bitnet_ternary_matmul": (
-        {"x": zeros(2, 256, dtype=I8), "x_scale": zeros(2, 1), "codes": zeros(3, 64, dtype=U8), "scale": zeros()},
+        {
+            "x": zeros(2, 256, dtype=I8),
+            "x_scale": zeros(2, 1),
+            "codes": zeros(2, 3, 64, dtype=U8),
+            "scale": zeros(2),
+            "layer": jnp.int32(1),
+        },
         {"out": result(2, 3)},
         {"encoding": "two_bit"},
+    ),
+    "bitnet_scale": ({"sums": zeros(2, 3), "x_scale": zeros(2, 1), "scale": zeros()}, {"out": result(2, 3)}, {}),
+    "bitnet_quantize_table": (
+        {"table": zeros(5, 40)},
+        {"codes": result(5, 40, dtype=I8), "scale": result(5), "error": result(5)},
+        {},
     ),
     "bitnet_logits": ({"x": zeros(2, 40), "table": zeros(5, 40, dtype=I8), "scale": zeros(5)}, {"out": result(2, 5)}, {}),
     "bitnet_top_logits": (

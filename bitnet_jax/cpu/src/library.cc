@@ -102,25 +102,28 @@ ffi::Error Ternary(ffi::ThreadPool pool, std::string_view encoding, std::string_
 }
 
 // sums float32 [M, N], x_scale float32 [M, 1], scale float32 []; out [M, N]: what Ternary makes of sums that another product gave.
-ffi::Error ScaleCall(ffi::AnyBuffer sums, ffi::AnyBuffer x_scale, ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> out) {
+ffi::Error ScaleCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer sums, ffi::AnyBuffer x_scale,
+                     ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> out) {
+  BITNET_FIND_ISA();
   BITNET_RETURN_IF_ERROR(Check("sums", sums, ffi::F32, {-1, -1}));
   const int64_t m = sums.dimensions()[0], n = sums.dimensions()[1];
   BITNET_RETURN_IF_ERROR(Check("x_scale", x_scale, ffi::F32, {m, 1}));
   BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {}));
   const bool bfloat16 = out->element_type() == ffi::BF16;
   BITNET_RETURN_IF_ERROR(Check("out", *out, bfloat16 ? ffi::BF16 : ffi::F32, {m, n}));
-  for (int64_t i = 0; i < m; i++) {
-    const float step = x_scale.typed_data<float>()[i] * *scale.typed_data<float>();
-    for (int64_t j = i * n; j < (i + 1) * n; j++) {
-      const float value = sums.typed_data<float>()[j] * step;
-      if (bfloat16) {
-        static_cast<uint16_t*>(out->untyped_data())[j] = ToBfloat16(value);
-      } else {
-        out->typed_data<float>()[j] = value;
+  return Guarded([&] {
+    ParallelFor(pool, m * n < 1 << 16 ? 1 : Threads(pool, threads), m, [&](int64_t i) {
+      const float step = x_scale.typed_data<float>()[i] * *scale.typed_data<float>();
+      for (int64_t j = i * n; j < (i + 1) * n; j++) {
+        const float value = sums.typed_data<float>()[j] * step;
+        if (bfloat16) {
+          static_cast<uint16_t*>(out->untyped_data())[j] = ToBfloat16(value);
+        } else {
+          out->typed_data<float>()[j] = value;
+        }
       }
-    }
-  }
-  return ffi::Error::Success();
+    });
+  });
 }
 
 // The types that floating-point operands may have.
@@ -297,7 +300,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_attention, bitnet::AttentionHandler,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_norm_quantize, bitnet::NormQuantizeCall,
                               BITNET_BINDING().Attr<float>("eps").BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_scale, bitnet::ScaleCall,
-                              xla::ffi::Ffi::Bind().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
+                              BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_ternary_matmul, bitnet::Ternary,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
