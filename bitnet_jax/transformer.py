@@ -126,13 +126,13 @@ class Transformer(nn.Module):
         if last is not None:
             x = jnp.take_along_axis(x, last[:, None, None], 1)
         hidden = Norm(config, name="final_norm")(x)
-        if config.tie_embeddings and native and hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS:
-            logits = cpu.logits(hidden.reshape(-1, hidden.shape[-1]), embedding.astype(hidden.dtype))
+        head = embedding if config.tie_embeddings else Head(config, name="head")()
+        if native and hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS:
+            product = cpu.logits if config.tie_embeddings else cpu.logits_of_columns
+            logits = product(hidden.reshape(-1, hidden.shape[-1]), head.astype(hidden.dtype))
             logits = logits.reshape(*hidden.shape[:2], -1).astype(config.logits_dtype.value)
-        elif config.tie_embeddings:
-            logits = dot.tied(hidden, embedding, config.logits_dtype.value)
         else:
-            logits = dot.full(hidden, Head(config, name="head")(), config.logits_dtype.value)
+            logits = (dot.tied if config.tie_embeddings else dot.full)(hidden, head, config.logits_dtype.value)
         if cache is not None and kept is not None:
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
         return Output(logits, cache, hidden)

@@ -15,6 +15,7 @@ from bitnet_jax.cpu.ternary import ternary_matmuls as ternary_matmuls
 # The vocabulary product
 from bitnet_jax.cpu.head import RoughTable as RoughTable  # isort: skip
 from bitnet_jax.cpu.head import logits as logits
+from bitnet_jax.cpu.head import logits_of_columns as logits_of_columns
 from bitnet_jax.cpu.head import logits_twin as logits_twin
 from bitnet_jax.cpu.head import quantize_table as quantize_table
 from bitnet_jax.cpu.head import rough_logits as rough_logits

@@ -35,12 +35,18 @@ class RoughTable(NamedTuple):
 
 def logits(x: Float[Array, "M D"], table: Float[Array, "V D"], config: CpuConfig | None = None) -> Float32[Array, "M V"]:
     """x @ table^T in float32, for x and table of float32 or bfloat16."""
-    return call("bitnet_logits", [_shape(x, table)], x, table, jnp.zeros((0,), jnp.float32), config=config)[0]
+    return call("bitnet_logits", [_shape(x, table)], x, table, jnp.zeros((0,), jnp.float32), config=config, columns=False)[0]
+
+
+def logits_of_columns(x: Float[Array, "M D"], table: Float[Array, "D V"], config: CpuConfig | None = None) -> Float32[Array, "M V"]:
+    """x @ table in float32, for x and table of float32 or bfloat16; the terms of a sum are added in order."""
+    result = jax.ShapeDtypeStruct((x.shape[0], table.shape[1]), jnp.float32)
+    return call("bitnet_logits", [result], x, table, jnp.zeros((0,), jnp.float32), config=config, columns=True)[0]
 
 
 def rough_logits(x: Float[Array, "M D"], table: RoughTable, config: CpuConfig | None = None) -> Float32[Array, "M V"]:
     """(x @ codes^T) * scale in float32: the logits of the int8 table, within `error` * |x|_2 of those of the table itself."""
-    return call("bitnet_logits", [_shape(x, table.codes)], x, table.codes, table.scale, config=config)[0]
+    return call("bitnet_logits", [_shape(x, table.codes)], x, table.codes, table.scale, config=config, columns=False)[0]
 
 
 def top_logits(

@@ -43,7 +43,7 @@ CALLS: dict[str, tuple[dict[str, jax.Array], dict[str, jax.ShapeDtypeStruct], di
         {"codes": result(5, 40, dtype=I8), "scale": result(5), "error": result(5)},
         {},
     ),
-    "bitnet_logits": ({"x": zeros(2, 40), "table": zeros(5, 40, dtype=I8), "scale": zeros(5)}, {"out": result(2, 5)}, {}),
+    "bitnet_logits": ({"x": zeros(2, 40), "table": zeros(5, 40, dtype=I8), "scale": zeros(5)}, {"out": result(2, 5)}, {"columns": False}),
     "bitnet_top_logits": (
         {
             "x": zeros(2, 40),

@@ -237,3 +237,22 @@ def test_wrong_input_is_named() -> None:
         cpu.quantize_table(np.asarray(table.at[64, 39].set(jnp.nan)))
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="table must be float32 or bfloat16"):
         cpu.quantize_table(np.zeros((2, 3), np.float16))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("m", "v", "d"), [(1, 1, 1), (1, 300, 64), (3, 2049, 40), (6, 5000, 257)])
+def test_a_table_of_columns_gives_the_same_bits_everywhere_and_the_right_sums(m: int, v: int, d: int, dtype: Any) -> None:
+    x, table = operands(m, v, d, dtype)
+    table = jnp.asarray(np.ascontiguousarray(np.asarray(table).T))
+    wide, weights = np.asarray(x, np.float32), np.asarray(table, np.float32)
+    expected = np.zeros((m, v), np.float32)
+    for i in range(d):
+        expected += wide[:, i : i + 1] * weights[i]
+    for isa in ISAS:
+        for threads in (1, 2):
+            assert np.array_equal(cpu.logits_of_columns(x, table, cpu.CpuConfig(threads, isa)), expected)
+
+
+def test_a_table_of_columns_is_not_rough() -> None:
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="table must be float32 or bfloat16"):
+        jax.block_until_ready(cpu.logits_of_columns(jnp.zeros((1, 4)), jnp.zeros((4, 3), jnp.int8)))

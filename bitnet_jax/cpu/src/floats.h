@@ -179,6 +179,19 @@ uint32_t ReadBytes(Pool& pool, int64_t threads, const uint8_t* bytes, int64_t n)
   return total;
 }
 
+// out[i, v] = sum_d x[i, d] * table[d, v], the terms of a sum added in order: the product with a table that stands the other way.
+template <typename Pool>
+void LogitsOfColumns(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, int64_t m, int64_t v, int64_t d,
+                     float* out) {
+  constexpr int64_t step = 2048;  // long enough to be read as a stream, and sums of all of them stay in cache
+  ParallelFor(pool, threads, (v + step - 1) / step, [&](int64_t b) {
+    const int64_t begin = b * step, count = std::min(step, v - begin);
+    std::vector<float> sums(static_cast<size_t>(m * count));
+    kernels.combine[static_cast<int>(table.type)](x, d, static_cast<int>(m), table.at(begin), v, d, count, sums.data());
+    for (int64_t i = 0; i < m; i++) std::copy_n(sums.data() + i * count, count, out + i * v + begin);
+  });
+}
+
 struct AttentionCall {
   Array q, k, v, out;                          // [B, T, N, H], [L, B, S, K, H] twice, [B, T, N, H]
   const float *k_scale = nullptr, *v_scale = nullptr;  // [L, B, S, K] of an int8 cache

@@ -137,23 +137,28 @@ bool TypeOf(const ffi::AnyBuffer& buffer, bool int8, Array* array) {
   }
 }
 
-// x [M, D], table [V, D], scale float32 [V] for int8 tables, else [0]; logits float32 [M, V].
-ffi::Error LogitsCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer x, ffi::AnyBuffer table,
+// x [M, D], table [V, D], scale float32 [V] for int8 tables, else [0]; logits float32 [M, V]. With `columns` the table is [D, V], and not int8.
+ffi::Error LogitsCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, bool columns, ffi::AnyBuffer x, ffi::AnyBuffer table,
                       ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> out) {
   BITNET_FIND_ISA();
   Array values{}, rows{};
   if (!TypeOf(x, false, &values)) return Invalid("x must be float32 or bfloat16");
-  if (!TypeOf(table, true, &rows)) return Invalid("table must be float32, bfloat16 or int8");
+  if (!TypeOf(table, !columns, &rows)) return Invalid(columns ? "table must be float32 or bfloat16" : "table must be float32, bfloat16 or int8");
   BITNET_RETURN_IF_ERROR(Check("x", x, x.element_type(), {-1, -1}));
   const int64_t m = x.dimensions()[0], d = x.dimensions()[1];
-  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), {-1, d}));
-  const int64_t v = table.dimensions()[0];
+  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), columns ? std::vector<int64_t>{d, -1} : std::vector<int64_t>{-1, d}));
+  const int64_t v = table.dimensions()[columns ? 1 : 0];
   const bool scaled = rows.type == Type::kInt8;
   BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {scaled ? v : 0}));
   BITNET_RETURN_IF_ERROR(Check("out", *out, ffi::F32, {m, v}));
   return Guarded([&] {
-    Logits(*isa->floats, pool, Threads(pool, threads), values.widened(*isa->floats, m * d).data(), rows,
-           scaled ? scale.typed_data<float>() : nullptr, m, v, d, out->typed_data<float>());
+    const std::vector<float> wide = values.widened(*isa->floats, m * d);
+    if (columns) {
+      LogitsOfColumns(*isa->floats, pool, Threads(pool, threads), wide.data(), rows, m, v, d, out->typed_data<float>());
+    } else {
+      Logits(*isa->floats, pool, Threads(pool, threads), wide.data(), rows, scaled ? scale.typed_data<float>() : nullptr, m, v, d,
+             out->typed_data<float>());
+    }
   });
 }
 
@@ -287,7 +292,7 @@ ffi::Error NormQuantizeCall(ffi::ThreadPool pool, std::string_view isa_name, int
 #define BITNET_RET() Ret<xla::ffi::AnyBuffer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_logits, bitnet::LogitsCall,
-                              BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
+                              BITNET_BINDING().Attr<bool>("columns").BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_top_logits, bitnet::TopCall,
                               BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET()
                                   .BITNET_RET().BITNET_RET());
