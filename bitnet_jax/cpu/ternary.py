@@ -91,7 +91,13 @@ def ternary_matmuls(
     )
 
 
-def scale(sums: Float32[Array, "M N"], x_scale: Float32[Array, "M 1"], w_scale: Float32[Array, ""], out_dtype: Any) -> Float[Array, "M N"]:
+def scale(
+    sums: Float32[Array, "M N"],
+    x_scale: Float32[Array, "M 1"],
+    w_scale: Float32[Array, ""],
+    out_dtype: Any,
+    config: CpuConfig | None = None,
+) -> Float[Array, "M N"]:
     """sums * (x_scale * w_scale) rounded to `out_dtype`, float32 or bfloat16: how `ternary_matmul` ends, for sums that XLA computed.
 
     XLA may contract its own multiplication with an addition that follows, and then rounds once where the native product rounds twice.
