@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("presets", "array_types", "costs", "data", "programs", "memory", "orbax_errors"),
-    ("sums", "norms"),
+    ("sums", "norms", "compilation"),
     ("quant",),
     ("cpu",),
     ("dot",),

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bitnet_jax.compilation import keep_programs
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.memory import keep_freed_memory
 
@@ -22,6 +23,9 @@ COMMANDS = {
     "convert": "any model that is read here to Hugging Face, GGUF, StableHLO, orbax or a packed file, proved the same",
     "info": "say what a run or a model file is",
 }
+
+_REPEATING = ("quickstart", "train", "eval")
+"""Commands that allocate the same large buffers in every step."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -41,7 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if args[0] not in COMMANDS:
             raise UserError(f"command {args[0]!r} is unknown: must be one of {', '.join(COMMANDS)}")
-        keep_freed_memory()
+        keep_programs()
+        if args[0] in _REPEATING:
+            keep_freed_memory()
         return importlib.import_module(f"bitnet_jax.cli.{args[0]}").run(args[1:])
     except (UserError, RuntimeError, OSError, MemoryError, KeyboardInterrupt) as error:
         expected = isinstance(error, UserError | RunError | NotImplementedError | OSError | MemoryError | KeyboardInterrupt)
