@@ -17,6 +17,7 @@ from bitnet_jax.config import ModelConfig
 from bitnet_jax.data.cache import cache_folder
 from bitnet_jax.errors import RunError, UserError
 
+_PACKAGES = Path(__file__).parents[2]
 Report = Callable[[str], None]
 STATES = ("nothing compiled", "cold", "warm")
 """Of a start: the file is to be read from the disk and every program compiled; programs are kept; the file is in memory as well."""
@@ -104,7 +105,8 @@ def _measured(run: dict[str, Any], model: Path, config: dict[str, Any], settings
 
 def _work(job: dict[str, Any], threads: int, programs: Path | None = None) -> dict[str, Any]:
     """Does a job in a process of its own, whose compiled programs are kept in the folder `programs`."""
-    environment = {"JAX_PLATFORMS": "cpu"}
+    here = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
+    environment = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": here}  # the code that runs is this one, however it was found
     if programs is not None:
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": str(programs),
