@@ -32,8 +32,19 @@ def test_a_speed_that_was_not_measured_is_left_out():
 
 @pytest.mark.parametrize(
     "output",
-    ["", "no JSON", "[]", "[1, 2]", '{"speed": 3}', '{"decode_tokens_per_second": "fast"}', '{"decode_tokens_per_second": 0}', "[[[["]
-    + ['{"decode_tokens_per_second": NaN}', '{"decode_tokens_per_second": Infinity}', '[{"n_gen": 64, "avg_ts": null}]'],
+    [
+        "",
+        "no JSON",
+        "[]",
+        "[1, 2]",
+        "[[[[",
+        '{"speed": 3}',
+        '{"decode_tokens_per_second": "fast"}',
+        '{"decode_tokens_per_second": 0}',
+        '{"decode_tokens_per_second": NaN}',
+        '{"decode_tokens_per_second": Infinity}',
+        '[{"n_gen": 64, "avg_ts": null}]',
+    ],
 )
 def test_anything_else_is_refused(output):
     with pytest.raises(ValueError, match="it printed no speeds"):
