@@ -12,7 +12,7 @@ from typing import Any
 
 from bitnet_jax import config as configs
 from bitnet_jax.benchmark import processes, results
-from bitnet_jax.benchmark.settings import BANDWIDTH, OURS, START, TWIN, Peer, Settings, read_speeds
+from bitnet_jax.benchmark.settings import BANDWIDTH, OURS, START, TWIN, Peer, Settings, read_speeds, twin_of
 from bitnet_jax.config import ModelConfig
 from bitnet_jax.data.cache import cache_folder
 from bitnet_jax.errors import RunError, UserError
@@ -71,8 +71,8 @@ def _runs(settings: Settings, source: str) -> Iterator[dict[str, Any]]:
                 for repeat in range(settings.repeats):
                     yield {"subject": BANDWIDTH, "command": "", "threads": threads, "repeat": repeat, "source": source}
                     yield {"subject": OURS, "command": ours, **cell, "repeat": repeat, "source": source}
-                    if settings.twin:
-                        yield {"subject": TWIN, "command": "", **cell, "repeat": repeat, "source": source}
+                    for dtype in settings.twin:
+                        yield {"subject": twin_of(dtype), "command": dtype, **cell, "repeat": repeat, "source": source}
                     for peer in settings.peers:
                         yield {"subject": peer.name, "command": peer.command, **cell, "repeat": repeat}
         if settings.start:
@@ -87,8 +87,9 @@ def _measured(run: dict[str, Any], model: Path, config: dict[str, Any], settings
     programs, subject = scratch / "programs", run["subject"]
     if subject == BANDWIDTH:
         return _work(job | {"job": "bandwidth"}, run["threads"])
-    if subject == TWIN:
-        return _work(job | {"job": "twin", "config": config, "implementation": None}, run["threads"], programs)
+    if subject.startswith(TWIN):
+        twin = {"job": "twin", "config": config | {"dtype": run["command"]}, "implementation": None, "stream": False}
+        return _work(job | twin, run["threads"], programs)
     job |= {"model": str(model)}
     if subject == OURS:
         _drop_pages(model)

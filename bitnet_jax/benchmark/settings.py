@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_jax.benchmark import processes
-from bitnet_jax.config import ModelConfig
+from bitnet_jax.config import DType, ModelConfig
 from bitnet_jax.errors import UserError
 from bitnet_jax.presets import presets
 
 SHAPES = {"2b4t": "bitnet-b1.58-2b4t", "700m": "dummy-700m"}
 """Short names of presets."""
 OURS, TWIN, BANDWIDTH, START = "bitnet-jax", "full precision in XLA", "read bandwidth", "start"
+
+
+def twin_of(dtype: str) -> str:
+    """What the full-precision twin with weights of type `dtype` is called."""
+    return f"{TWIN}, {dtype}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class Settings:
         repeats: processes for each figure.
         implementation: of the packed products; None is what users get.
         peers: other programs.
-        twin: whether the full-precision twin is measured.
+        twin: types of the full-precision twin's weights; without one it is not measured.
         start: whether the time to the first token is.
         seed: of the prompt.
     """
@@ -52,7 +57,7 @@ class Settings:
     repeats: int = 3
     implementation: str | None = None
     peers: tuple[Peer, ...] = ()
-    twin: bool = False
+    twin: tuple[str, ...] = ()
     start: bool = True
     seed: int = 0
 
@@ -75,7 +80,7 @@ class Settings:
             raise UserError(f"repeats={self.repeats} must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be from 0 to 4294967295")
-        names = [OURS, TWIN, BANDWIDTH, START]
+        names = [OURS, BANDWIDTH, START, *(twin_of(dtype.value) for dtype in DType)]
         for peer in self.peers:
             if peer.name in names:
                 raise UserError(f"peer {peer.name!r} has a name that is taken: must be another one")

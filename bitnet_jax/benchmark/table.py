@@ -73,7 +73,12 @@ def speeds(found: dict[str, Any]) -> Table:
     rows = []
     for cell, runs in _cells(found):
         best = max(
-            (_median(_good(group), "decode_tokens_per_second") or 0 for name, group in runs.items() if name not in (OURS, TWIN)), default=0
+            (
+                _median(_good(group), "decode_tokens_per_second") or 0
+                for name, group in runs.items()
+                if name != OURS and not name.startswith(TWIN)
+            ),
+            default=0,
         )
         for name, group in runs.items():
             good, decode = _good(group), _median(_good(group), "decode_tokens_per_second")
@@ -142,6 +147,7 @@ def starts(found: dict[str, Any]) -> Table:
 def twins(found: dict[str, Any]) -> Table:
     """Decode against the full-precision twin in XLA, beside the published ratio of other programs."""
     columns = (
+        "twin's weights",
         "threads",
         "prompt + new",
         "ternary, tokens/s",
@@ -155,14 +161,15 @@ def twins(found: dict[str, Any]) -> Table:
     beside = "1.37–6.17 over sizes" if published is None else f"{published[0]:.2f} (M2 Ultra), {published[1]:.2f} (i7-13700H)"
     rows = []
     for (threads, prompt, generate), runs in _cells(found):
-        ours, twin = _good(runs.get(OURS, [])), _good(runs.get(TWIN, []))
-        ratios = []
-        for key in ("decode", "prefill"):
-            fast, slow = (_median(group, f"{key}_tokens_per_second") for group in (ours, twin))
-            ratios.append(f"{fast / slow:.2f}" if fast and slow else "")
-        if any(ratios):
-            paces = [_spread(group, "decode_tokens_per_second") for group in (ours, twin)]
-            rows.append([str(threads), f"{prompt} + {generate}", *paces, *ratios, beside])
+        ours = _good(runs.get(OURS, []))
+        for name, twin in ((name, _good(group)) for name, group in runs.items() if name.startswith(TWIN)):
+            ratios = []
+            for key in ("decode", "prefill"):
+                fast, slow = (_median(group, f"{key}_tokens_per_second") for group in (ours, twin))
+                ratios.append(f"{fast / slow:.2f}" if fast and slow else "")
+            if any(ratios):
+                paces = [_spread(group, "decode_tokens_per_second") for group in (ours, twin)]
+                rows.append([name.removeprefix(f"{TWIN}, "), str(threads), f"{prompt} + {generate}", *paces, *ratios, beside])
     return Table(f"{found['model']['name']}: against the full-precision twin", columns, rows)
 
 
@@ -191,9 +198,12 @@ def _cells(found: dict[str, Any]) -> list[tuple[tuple[int, int, int], dict[str, 
         if run["subject"] not in (BANDWIDTH, START):
             cell = cells.setdefault((run["threads"], run["prompt"], run["generate"]), {})
             cell.setdefault(run["subject"], []).append(run)
-    order = {OURS: 0, TWIN: 1}
     return [
-        (cell, {name: _latest(runs[name]) for name in sorted(runs, key=lambda name: order.get(name, 2))}) for cell, runs in cells.items()
+        (
+            cell,
+            {name: _latest(runs[name]) for name in sorted(runs, key=lambda name: 0 if name == OURS else 1 if name.startswith(TWIN) else 2)},
+        )
+        for cell, runs in cells.items()
     ]
 
 

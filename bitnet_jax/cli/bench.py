@@ -41,8 +41,8 @@ class Args:
     peer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Another program, NAME=COMMAND with {prompt}, {generate} and {threads} in the command. It prints llama-bench's JSON, or an object with
     prefill_tokens_per_second and decode_tokens_per_second. May be given again."""
-    twin: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure the full-precision twin as well, with random bfloat16 weights; it must fit in memory."""
+    twin: tuple[Literal["bfloat16", "float32"], ...] = ()
+    """Measure the full-precision twin as well, with random weights of these types; it must fit in memory."""
     start: bool = True
     """Measure the time to the first token."""
     seed: int = 0

@@ -50,7 +50,7 @@ def ended(output="", errors="", code=0):
 
 def test_programs_take_turns_and_the_first_cells_come_first(stage):
     measure, ran, _ = stage
-    measure(twin=True)
+    measure(twin=("float32",))
     turn = [("speed", 2), ("twin", 2), ("8", 2), ("2", 2)]
     assert ran[:10] == [("bandwidth", 2), *turn, ("bandwidth", 2), *turn]
     assert ran[10:18] == turn * 2  # bandwidth belongs to no prompt

@@ -29,9 +29,9 @@ def ours(repeat, decode, **more):
 
 
 def test_medians_with_least_and_most_beside_the_fastest_peer():
-    peers = [run("slow", **paces(1, 8)), run("fast", source=None, **paces(500, 10)), run("full precision in XLA", **paces(10, 12))]
+    peers = [run("slow", **paces(1, 8)), run("fast", source=None, **paces(500, 10)), run("full precision in XLA, float32", **paces(10, 12))]
     found = table.speeds(results(*(ours(repeat, decode) for repeat, decode in enumerate((30, 20, 16))), *peers))
-    assert [row[0] for row in found.rows] == ["bitnet-jax", "full precision in XLA", "slow", "fast"]
+    assert [row[0] for row in found.rows] == ["bitnet-jax", "full precision in XLA, float32", "slow", "fast"]
     assert found.rows[0][1:] == ["2", "8 + 4", "101 (100–102)", "20.0 (16.0–30.0)", "10.0 (8.0–15.0)", "2", "2.00"]
     assert [row[-1] for row in found.rows[1:]] == ["", "", ""]
 
@@ -55,8 +55,9 @@ def test_the_ceiling_is_bandwidth_over_the_bytes_of_a_step():
 
 
 def test_the_twin_stands_beside_the_published_ratio():
-    (row,) = table.twins(results(ours(0, 20.0), run("full precision in XLA", **paces(50, 8)))).rows
-    assert row[4:] == ["2.50", "2.00", "1.70 (M2 Ultra), 3.88 (i7-13700H)"]
+    (row,) = table.twins(results(ours(0, 20.0), run("full precision in XLA, float32", **paces(50, 8)))).rows
+    assert row[:3] == ["float32", "2", "8 + 4"]
+    assert row[5:] == ["2.50", "2.00", "1.70 (M2 Ultra), 3.88 (i7-13700H)"]
 
 
 def test_starts_are_in_their_order():

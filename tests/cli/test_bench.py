@@ -65,13 +65,13 @@ def small_model(folder):
 @pytest.mark.slow
 def test_a_small_model_beside_a_peer_that_works_and_one_that_does_not(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    command = [*small_model(tmp_path), "--twin", "--peer", "good=sh peer.sh", "--peer", "bad=ls no-such-{prompt}"]
+    command = [*small_model(tmp_path), "--twin", "float32", "--peer", "good=sh peer.sh", "--peer", "bad=ls no-such-{prompt}"]
     assert cli.main(command) == 0
     shown = capsys.readouterr()
     assert "failed: exit code 2" in shown.err
     found = json.loads((tmp_path / "r.json").read_text())
     runs = {run["subject"]: run for run in found["runs"]}
-    assert list(runs) == ["read bandwidth", "bitnet-jax", "full precision in XLA", "good", "bad", "start"]
+    assert list(runs) == ["read bandwidth", "bitnet-jax", "full precision in XLA, float32", "good", "bad", "start"]
     ours = runs["bitnet-jax"]
     for name in ("prefill", "decode", "streamed", "cold_prefill", "cold_decode"):
         assert ours[f"{name}_tokens_per_second"] > 0
