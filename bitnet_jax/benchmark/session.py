@@ -49,7 +49,7 @@ def measure(name: str, model: Path, settings: Settings, output: Path | None, rep
     facts = _work({"job": "describe", "model": str(model), "implementation": settings.implementation}, len(processes.cores()))
     settings.check_lengths(configs.from_dict(ModelConfig, facts["model"]["config"]))
     found = results.opened(output, {"name": name, **facts["model"]})
-    found["sessions"].append(facts["environment"] | {"settings": asdict(settings), "command": sys.argv})
+    found["sessions"].append(facts["environment"] | {"settings": asdict(settings), "command": sys.argv[1:]})
     with tempfile.TemporaryDirectory(prefix="bitnet-jax-bench-") as scratch:
         for run in _runs(settings, results.source_digest()):
             if results.is_done(found, run):

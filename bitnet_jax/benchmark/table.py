@@ -59,7 +59,10 @@ def machine(found: dict[str, Any]) -> str:
 
 
 def speeds(found: dict[str, Any]) -> Table:
-    """Prefill and decode of each program, beside the fastest other program."""
+    """Prefill and decode of each program, beside the fastest other program; and of ours cold.
+
+    Cold is the first prefill of a process, behind which a file that was not in memory is read from the disk, and the next few tokens.
+    """
     columns = (
         "program",
         "threads",
@@ -72,14 +75,8 @@ def speeds(found: dict[str, Any]) -> Table:
     )
     rows = []
     for cell, runs in _cells(found):
-        best = max(
-            (
-                _median(_good(group), "decode_tokens_per_second") or 0
-                for name, group in runs.items()
-                if name != OURS and not name.startswith(TWIN)
-            ),
-            default=0,
-        )
+        peers = [_good(group) for name, group in runs.items() if name != OURS and not name.startswith(TWIN)]
+        best = max((_median(group, "decode_tokens_per_second") or 0 for group in peers), default=0)
         for name, group in runs.items():
             good, decode = _good(group), _median(_good(group), "decode_tokens_per_second")
             threads, prompt, generate = cell
@@ -90,6 +87,9 @@ def speeds(found: dict[str, Any]) -> Table:
             row += [_spread(good, f"{key}_tokens_per_second") for key in ("prefill", "decode", "streamed")]
             row += [f"{max(run['peak_bytes'] for run in good) / 1e6:,.0f}"]
             rows.append([*row, f"{decode / best:.2f}" if decode and best and name == OURS else ""])
+            if _values(good, "cold_decode_tokens_per_second"):
+                cold = [_spread(good, f"cold_{key}_tokens_per_second") for key in ("prefill", "decode")]
+                rows.append([f"{row[0]}, cold", *row[1:3], *cold, "", "", ""])
     return Table(f"{found['model']['name']}: speed", columns, rows)
 
 
@@ -198,13 +198,11 @@ def _cells(found: dict[str, Any]) -> list[tuple[tuple[int, int, int], dict[str, 
         if run["subject"] not in (BANDWIDTH, START):
             cell = cells.setdefault((run["threads"], run["prompt"], run["generate"]), {})
             cell.setdefault(run["subject"], []).append(run)
-    return [
-        (
-            cell,
-            {name: _latest(runs[name]) for name in sorted(runs, key=lambda name: 0 if name == OURS else 1 if name.startswith(TWIN) else 2)},
-        )
-        for cell, runs in cells.items()
-    ]
+
+    def place(name: str) -> int:
+        return 0 if name == OURS else 1 if name.startswith(TWIN) else 2
+
+    return [(cell, {name: _latest(runs[name]) for name in sorted(runs, key=place)}) for cell, runs in cells.items()]
 
 
 def _latest(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

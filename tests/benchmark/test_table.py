@@ -36,6 +36,13 @@ def test_medians_with_least_and_most_beside_the_fastest_peer():
     assert [row[-1] for row in found.rows[1:]] == ["", "", ""]
 
 
+def test_the_first_use_has_a_row_of_its_own():
+    cold = {"cold_prefill_tokens_per_second": 3.0, "cold_decode_tokens_per_second": 2.0}
+    rows = table.speeds(results(ours(0, 20.0, **cold), run("a", **paces(1, 2)))).rows
+    assert [row[0] for row in rows] == ["bitnet-jax", "bitnet-jax, cold", "a"]
+    assert rows[1][1:] == ["2", "8 + 4", "3.0", "2.0", "", "", ""]
+
+
 def test_a_failure_is_shown():
     rows = table.speeds(results(ours(0, 3.0), run("a", failed="exit code 1: why"), run("b", **paces(1, 2)), run("b", 1, failed="x"))).rows
     assert rows[1][3] == "failed: exit code 1: why"
