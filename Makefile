@@ -2,6 +2,7 @@
 # make test              every test that needs no accelerator (TESTS=tests/test_quant.py: only those)
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
+# make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -11,6 +12,7 @@
 VENV ?= .venv
 TESTS ?= tests
 SMOKE ?=
+NATIVE ?=
 # Two processes are quickest on two cores; more than four do not help a suite this small. One file stays in one process, for its fixtures.
 PYTEST_ARGS ?= -q -n auto --maxprocesses=4 --dist=loadfile
 
@@ -20,12 +22,14 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 
+# Without a compiler the portable kernels run, and a line says so.
 quickstart: $(VENV)/.installed
+	@$(BIN)/python -m bitnet_jax.cpu || true
 	@$(BIN)/bitnet-jax quickstart $(if $(filter-out 0,$(SMOKE)),--smoke)
 
 test: $(VENV)/.installed-test
@@ -36,6 +40,9 @@ test-quick: $(VENV)/.installed-test
 
 test-huge: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -q -m huge $(TESTS)
+
+test-native: $(VENV)/.installed-test
+	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"

@@ -1,37 +1,42 @@
 """BitLinear: the parameters of a linear layer, and the one place where its policy is decided."""
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from bitnet_jax import dot
 from bitnet_jax.array_types import Array, Float
-from bitnet_jax.config import Linear, ModelConfig, NormPlacement, WeightQuantizer
+from bitnet_jax.config import ActivationQuantizer, Arithmetic, Linear, ModelConfig, NormPlacement, WeightQuantizer
 from bitnet_jax.errors import UserError
 from bitnet_jax.norms import normalize
-from kernels_pallas import PackedTernary
+from kernels_pallas import PackedLayer, PackedTernary
 
 
 class BitLinear(nn.Module):
     """y = Q_a(norm(x)) @ Q_w(kernel), without bias (b1.58, section 2; FAQ, code listing).
 
     The norm stands here only where `config.norm` is `INSIDE`. With `config.linear` `FULL` the same layer multiplies without quantising:
-    the full-precision twin. `kernel` is the latent float32 matrix [K, N], or a `PackedTernary` of it made by `params.pack`.
+    the full-precision twin. `kernel` is the latent float32 matrix [K, N], or a `PackedTernary` of it made by `params.pack`, or a layer of a
+    stack of those.
 
     Attributes:
         features: outputs N.
         config: the model's configuration.
-        implementation: name of the `ternary_matmul` implementation for packed weights; None chooses.
+        implementation: name of the `ternary_matmul` implementation for packed weights; None chooses, and "xla" also stands for the
+            products of weights that are not packed.
+        native: whether this is inference beside the CPU's native library: latent weights then give the bits that packed ones do.
     """
 
     features: int
     config: ModelConfig
     implementation: str | None = None
+    native: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... N"]:
-        """Raises UserError where the kernel's shape does not fit `x` and `features`, or packed weights meet a full-precision config."""
+    def kernel(self, x: Float[Array, "... K"]) -> Float[Array, "K N"] | PackedTernary | PackedLayer:
+        """The kernel [K, N] that `x` is multiplied by. Raises UserError where its shape is another one."""
         config, shape = self.config, (x.shape[-1], self.features)
         if self.has_variable("params", "kernel"):
             kernel = self.get_variable("params", "kernel")
@@ -40,18 +45,47 @@ class BitLinear(nn.Module):
             kernel = self.param("kernel", nn.initializers.normal(std), shape, jnp.float32)
         if tuple(kernel.shape) != shape:
             raise UserError(f"{'/'.join(self.path)}/kernel has shape {tuple(kernel.shape)}: must be {shape}, as the configuration says")
+        return kernel
 
-        if config.norm is NormPlacement.INSIDE:
-            x = normalize(x, config.norm_kind, config.norm_eps)
-        if isinstance(kernel, PackedTernary):
-            if config.linear is not Linear.BIT:
-                raise UserError(f"{'/'.join(self.path)}/kernel is packed: a model with linear={config.linear.value} has no ternary weights")
-            return dot.packed(x, kernel, config.quant, self.implementation)
-        if self.implementation is not None:
-            raise UserError(f"implementation={self.implementation!r} is for packed weights: {'/'.join(self.path)}/kernel is not packed")
-        if config.linear is Linear.FULL:
-            return dot.full(x, kernel)
-        return dot.quantized(x, kernel, config.quant)
+    def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... N"]:
+        """Raises UserError as `products`."""
+        return products(x, [self])[0]
+
+
+def products(x: Float[Array, "... K"], layers: Sequence[BitLinear]) -> list[Float[Array, "... N"]]:
+    """The outputs of several `BitLinear` of one configuration with the same input, in one call where their weights are packed.
+
+    Raises:
+        UserError: a kernel's shape does not fit `x` and `features`, packed weights meet a full-precision config, or an implementation
+            that is for packed weights meets others.
+    """
+    config, implementation = layers[0].config, layers[0].implementation
+    kernels = [layer.kernel(x) for layer in layers]
+    if config.norm is NormPlacement.INSIDE:
+        x = normalize(x, config.norm_kind, config.norm_eps)
+    packed = [kernel for kernel in kernels if isinstance(kernel, PackedTernary | PackedLayer)]
+    if packed and config.linear is not Linear.BIT:
+        raise UserError(f"{_names(layers)} are packed: a model with linear={config.linear.value} has no ternary weights")
+    if len(packed) < len(kernels) and implementation not in (None, "xla"):
+        raise UserError(f"implementation={implementation!r} is for packed weights: not all of {_names(layers)} are packed")
+    outs = iter(dot.packed(x, packed, config.quant, implementation) if packed else ())
+    return [
+        next(outs) if isinstance(kernel, PackedTernary | PackedLayer) else _product(x, kernel, config, layers[0].native)
+        for kernel in kernels
+    ]
+
+
+def _product(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: ModelConfig, native: bool) -> Float[Array, "... N"]:
+    if config.linear is Linear.FULL:
+        return dot.full(x, kernel)
+    integers = is_ternary(config) and config.quant.arithmetic is Arithmetic.INTEGER
+    if native and integers and config.quant.activation is not ActivationQuantizer.NONE and config.quant.weight_group is None:
+        return dot.rounded(x, kernel, config.quant)
+    return dot.quantized(x, kernel, config.quant)
+
+
+def _names(layers: Sequence[BitLinear]) -> str:
+    return ", ".join("/".join((*layer.path, "kernel")) for layer in layers)
 
 
 def is_ternary(config: ModelConfig) -> bool:

@@ -4,27 +4,28 @@ Integer codes up to 128 are exact in bfloat16, and their sums below 2^24 are exa
 bytes compute the same integers; both then multiply by the same scale, once. That is what makes a packed model the trained one.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bitnet_jax import quant
+from bitnet_jax import cpu, quant
 from bitnet_jax.array_types import Array, Float
 from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import UserError
-from kernels_pallas import IMPLEMENTATIONS, PackedTernary, ternary_matmul
+from kernels_pallas import IMPLEMENTATIONS, PackedLayer, PackedTernary, ternary_matmuls
 
 
 def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
     """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`)."""
-    return _product(x, kernel).astype(out_dtype or x.dtype)
+    return _two_rows(_product, x, kernel).astype(out_dtype or x.dtype)
 
 
 def tied(x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = None) -> Float[Array, "... V"]:
     """x @ table^T, as `full`: the head where it is the embedding."""
-    return _transposed_product(x, table).astype(out_dtype or x.dtype)
+    return _two_rows(_transposed_product, x, table).astype(out_dtype or x.dtype)
 
 
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
@@ -39,14 +40,23 @@ def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: Qua
     return full(quant.fake_quantize_activations(x, config), w)
 
 
+def rounded(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
+    """`quantized` by `INTEGER` with one weight scale, without gradients and with every product rounded as the native library rounds it:
+    the bits of `packed` by that library."""
+    weights, activations = quant.quantize_weights(kernel, config), quant.quantize_activations(x, config)
+    sums = _matmul(activations.codes.astype(x.dtype), weights.codes.astype(x.dtype)).reshape(-1, kernel.shape[1])
+    y = cpu.scale(sums, activations.scale.reshape(-1, 1), weights.scale.reshape(()), x.dtype)
+    return y.reshape(*x.shape[:-1], -1)
+
+
 def packed(
-    x: Float[Array, "... K"], kernel: PackedTernary, config: QuantConfig, implementation: str | None = None
-) -> Float[Array, "... N"]:
-    """The product of quantised activations and packed ternary weights, in the type of `x`.
+    x: Float[Array, "... K"], kernels: Sequence[PackedTernary | PackedLayer], config: QuantConfig, implementation: str | None = None
+) -> list[Float[Array, "... N"]]:
+    """The products of quantised activations and packed ternary matrices, in the type of `x`.
 
     Args:
         x: activations [..., K].
-        kernel: packed weights of one layer.
+        kernels: packed weights of one layer each; they share the quantised activations.
         config: quantiser of the activations; `NONE` multiplies the activations as they are (TriLM).
         implementation: name of a `ternary_matmul` implementation, which then runs or raises; None chooses.
 
@@ -54,15 +64,29 @@ def packed(
         UserError: no implementation has that name.
         NotImplementedError: the named one cannot do this product, with the reason.
     """
+    cpu.register()
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise UserError(f"implementation {implementation!r} is unknown: must be one of {', '.join(IMPLEMENTATIONS)}")
     if config.activation is ActivationQuantizer.NONE:
-        return ternary_matmul(x, kernel, out_dtype=x.dtype, implementation=implementation)
+        return ternary_matmuls(x, kernels, out_dtype=x.dtype, implementation=implementation)
     codes, scale = quant.quantize_activations(x, config.for_inference)
-    return ternary_matmul(codes.astype(jnp.int8), kernel, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
+    return ternary_matmuls(codes.astype(jnp.int8), kernels, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
 
 
 # --- the plain product and its gradients -----------------------------------------------------------------------------
+
+
+def _two_rows(product: Callable[[Array, Array], Array], x: Float[Array, "... K"], w: Float[Array, "..."]) -> Float[Array, "... N"]:
+    """`product(x, w)`; on a CPU a single row of bfloat16 is multiplied twice, since XLA has a fast product there from two rows up: one row
+    is widened to float32 with all of `w`, many times slower."""
+    if x.dtype != jnp.bfloat16 or x.size != x.shape[-1]:
+        return product(x, w)
+
+    def twice(x: Array, w: Array) -> Array:
+        pair = jnp.broadcast_to(x.reshape(1, -1), (2, x.shape[-1]))
+        return product(pair, w)[:1].reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, w, cpu=twice, default=product)
 
 
 def _matmul(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, "... N"]:

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bitnet_jax import cpu
 from bitnet_jax.array_types import Array, Float, Int32, Keys, Positions, Queries, Values
-from bitnet_jax.bitlinear import BitLinear
+from bitnet_jax.bitlinear import BitLinear, products
 from bitnet_jax.config import FeedForward as FeedForwardKind
 from bitnet_jax.config import ModelConfig, NormPlacement
 from bitnet_jax.norms import normalize
@@ -75,6 +76,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     implementation: str | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(
@@ -87,20 +89,36 @@ class Attention(nn.Module):
         config = self.config
         batch, time, _ = x.shape
 
-        def heads(name: str, count: int) -> Float[Array, "B T N H"]:
-            y = BitLinear(count * config.head_dim, config, self.implementation, name=name)(x)
-            return y.reshape(batch, time, count, config.head_dim)
+        counts = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
-        q = rotary(heads("q", config.num_heads), positions, config.rope_theta)
-        k = rotary(heads("k", config.num_kv_heads), positions, config.rope_theta)
-        v = heads("v", config.num_kv_heads)
-        if cache is not None:
+        def linear(name: str, features: int) -> BitLinear:
+            return BitLinear(features, config, self.implementation, self.native, name=name)
+
+        linears = [linear(name, count * config.head_dim) for name, count in counts.items()]
+        q, k, v = (y.reshape(batch, time, -1, config.head_dim) for y in products(x, linears))
+        q, k = rotary(q, positions, config.rope_theta), rotary(k, positions, config.rope_theta)
+        if cache is None:
+            out = attention(q, k, v, positions)
+        else:
             cache = (_write(cache[0], k, layer, positions[:, 0]), _write(cache[1], v, layer, positions[:, 0]))
-            k, v = (jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False).astype(q.dtype) for part in cache)
-        out = attention(q, k, v, positions).reshape(batch, time, -1)
+            out = _cached_attention(q, cache, layer, positions, self.native)
+        out = out.reshape(batch, time, -1)
         if config.norm is NormPlacement.SUB:
             out = Norm(config, name="sub_norm")(out)
-        return BitLinear(config.hidden_size, config, self.implementation, name="o")(out), cache
+        return linear("o", config.hidden_size)(out), cache
+
+
+def _cached_attention(
+    q: Queries,
+    cache: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]],
+    layer: Int32[Array, ""],
+    positions: Positions,
+    native: bool,
+) -> Float[Array, "B T N H"]:
+    if native:
+        return cpu.attention(q, *cache, layer, positions)
+    k, v = (jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False).astype(q.dtype) for part in cache)
+    return attention(q, k, v, positions)
 
 
 def _write(
@@ -119,17 +137,18 @@ class FeedForward(nn.Module):
 
     config: ModelConfig
     implementation: str | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         config = self.config
 
         def linear(name: str, features: int) -> BitLinear:
-            return BitLinear(features, config, self.implementation, name=name)
+            return BitLinear(features, config, self.implementation, self.native, name=name)
 
-        up = linear("up", config.ffn_size)(x)
         gated = config.ffn is not FeedForwardKind.GELU
-        inner = gate(config.ffn, linear("gate", config.ffn_size)(x)) * up if gated else gate(config.ffn, up)
+        ups = products(x, [linear(name, config.ffn_size) for name in (("up", "gate") if gated else ("up",))])
+        inner = gate(config.ffn, ups[-1]) * ups[0] if gated else gate(config.ffn, ups[0])
         if config.norm is NormPlacement.SUB:
             inner = Norm(config, name="sub_norm")(inner)
         return linear("down", config.hidden_size)(inner)

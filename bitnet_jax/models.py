@@ -37,6 +37,7 @@ class Model:
         prefix: ids that stand before every text, as when the model was trained.
         stop_tokens: ids that end a text or a turn; empty where only the tokenizer's end of text does.
         sampling: what its authors sample with, as `weights.Assets`.
+        release: gives back the memory that looking at a mapped file has taken; the parameters come back when they are used.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class Model:
     prefix: tuple[int, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
+    release: Callable[[], None] = lambda: None
 
     @property
     def packed(self) -> bool:
@@ -101,6 +103,7 @@ def load(
         prefix=assets.prefix,
         stop_tokens=assets.stop_tokens,
         sampling=assets.sampling,
+        release=weights.release,
     )
 
 

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.core import Tracer
 
-from bitnet_jax import dot
+from bitnet_jax import cpu, dot
 from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
 from bitnet_jax.config import Layers, ModelConfig, NormPlacement, Remat
 from bitnet_jax.errors import UserError
 from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
+from kernels_pallas import PackedLayer, PackedTernary
+
+_FEW_ROWS = 16
+"""Up to so many rows the vocabulary product waits for memory, and the native library's reads the table once."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["k", "v", "length"], meta_fields=[])
@@ -69,6 +73,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     implementation: str | None = None
+    native: bool = False
 
     @nn.compact
     def __call__(self, carry, layer: Int32[Array, ""], positions: Positions):
@@ -78,9 +83,9 @@ class Block(nn.Module):
         def norm(name: str, x: Hidden) -> Hidden:
             return x if config.norm is NormPlacement.INSIDE else Norm(config, name=name)(x)
 
-        out, cache = Attention(config, self.implementation, name="attn")(norm("attn_norm", x), positions, cache, layer)
+        out, cache = Attention(config, self.implementation, self.native, name="attn")(norm("attn_norm", x), positions, cache, layer)
         x = x + out
-        x = x + FeedForward(config, self.implementation, name="ffn")(norm("ffn_norm", x))
+        x = x + FeedForward(config, self.implementation, self.native, name="ffn")(norm("ffn_norm", x))
         return (x, cache), None
 
 
@@ -91,7 +96,8 @@ class Transformer(nn.Module):
 
     Attributes:
         config: shape and arithmetic.
-        implementation: name of the `ternary_matmul` implementation for packed weights; None chooses.
+        implementation: name of the `ternary_matmul` implementation for packed weights; None chooses. On a CPU, where it is None or
+            "native", attention over a cache and the vocabulary product of a few rows are the native library's too, if it is there.
     """
 
     config: ModelConfig
@@ -115,19 +121,23 @@ class Transformer(nn.Module):
         embedding = Embedding(config, name="embed")()
         x = embedding[tokens].astype(config.dtype.value)
         kept = None if cache is None else (cache.k, cache.v)
-        x, kept = self._blocks((x, kept), positions)
+        native = cache is not None and cpu.runs(self.implementation)
+        x, kept = self._blocks((x, kept), positions, native)
         if last is not None:
             x = jnp.take_along_axis(x, last[:, None, None], 1)
         hidden = Norm(config, name="final_norm")(x)
-        if config.tie_embeddings:
-            logits = dot.tied(hidden, embedding, config.logits_dtype.value)
+        head = embedding if config.tie_embeddings else Head(config, name="head")()
+        if native and hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS:
+            product = cpu.logits if config.tie_embeddings else cpu.logits_of_columns
+            logits = product(hidden.reshape(-1, hidden.shape[-1]), head.astype(hidden.dtype))
+            logits = logits.reshape(*hidden.shape[:2], -1).astype(config.logits_dtype.value)
         else:
-            logits = dot.full(hidden, Head(config, name="head")(), config.logits_dtype.value)
+            logits = (dot.tied if config.tie_embeddings else dot.full)(hidden, head, config.logits_dtype.value)
         if cache is not None and kept is not None:
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
         return Output(logits, cache, hidden)
 
-    def _blocks(self, carry, positions: Positions):
+    def _blocks(self, carry, positions: Positions, native: bool):
         """The stack of blocks over `carry` = (x, cache), scanned over stacked parameters or written out."""
         config = self.config
         block = Block
@@ -136,12 +146,35 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=config.layers is Layers.LOOP, policy=policy)
         if config.layers is Layers.LOOP:
             for i in range(config.num_layers):
-                carry, _ = block(config, self.implementation, name=f"block_{i}")(carry, jnp.int32(i), positions)
+                carry, _ = block(config, self.implementation, native, name=f"block_{i}")(carry, jnp.int32(i), positions)
             return carry
+        if self.has_variable("params", "blocks"):
+            stacked = self.get_variable("params", "blocks")
+            if any(isinstance(leaf, PackedTernary) for leaf in jax.tree.leaves(stacked, is_leaf=_is_packed)):
+                return _packed_blocks(Block(config, self.implementation, native, parent=None), stacked, carry, positions)
         axes: Any = (0, nn.broadcast)  # declared as one int
         scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=axes)
-        carry, _ = scanned(config, self.implementation, name="blocks")(carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions)
+        carry, _ = scanned(config, self.implementation, native, name="blocks")(
+            carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions
+        )
         return carry
+
+
+def _is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, PackedTernary)
+
+
+def _packed_blocks(block: Block, stacked: Any, carry: Any, positions: Positions) -> Any:
+    """The scanned stack of blocks for packed weights, which stay whole: `nn.scan` would copy the bytes of each layer at every step."""
+
+    def one(leaf: Any, layer: Int32[Array, ""]) -> Any:
+        return PackedLayer(leaf, layer) if _is_packed(leaf) else jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False)
+
+    def step(carry: Any, layer: Int32[Array, ""]) -> Any:
+        params = jax.tree.map(lambda leaf: one(leaf, layer), stacked, is_leaf=_is_packed)
+        return block.apply({"params": params}, carry, layer, positions)
+
+    return jax.lax.scan(step, carry, jnp.arange(block.config.num_layers, dtype=jnp.int32))[0]
 
 
 def _check_room(cache: KVCache | None, time: int) -> None:

@@ -4,6 +4,7 @@
 from kernels_pallas.packing import (
     FORMAT_VERSION,
     Encoding,
+    PackedLayer,
     PackedTernary,
     bytes_per_row,
     check,
@@ -14,7 +15,7 @@ from kernels_pallas.packing import (
 )
 
 # The product
-from kernels_pallas.api import IMPLEMENTATIONS, Implementation, ternary_matmul  # isort: skip
+from kernels_pallas.api import IMPLEMENTATIONS, Implementation, ternary_matmul, ternary_matmuls  # isort: skip
 from kernels_pallas.arg_specs import ArgSpec  # isort: skip
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "ArgSpec",
     "Encoding",
     "Implementation",
+    "PackedLayer",
     "PackedTernary",
     "bytes_per_row",
     "check",
     "check_shapes",
     "pack",
     "ternary_matmul",
+    "ternary_matmuls",
     "transcode",
     "unpack",
 ]

@@ -1,8 +1,8 @@
-"""`ternary_matmul`: check a call, choose who computes it, and say what its gradient is."""
+"""`ternary_matmul`: check a call, choose who computes it, and say what its gradient is. `ternary_matmuls`: one input, several matrices."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels_pallas import reference, xla
 from kernels_pallas.arg_specs import ArgSpec
-from kernels_pallas.packing import PackedTernary, check_shapes
+from kernels_pallas.packing import PackedLayer, PackedTernary, check_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Implementation:
     """(x [M, K], w, x_scale float32 [M, 1] or None, out_dtype, config) → [M, N]; called only with what `supported` supports."""
     supported: Callable[[ArgSpec], str | None]
     """The reason why a call is not supported, or None: a function of the spec alone."""
+    together: Callable[..., list[jax.Array]] | None = None
+    """(x [M, K], matrices, x_scale, out_dtype, config) → a result [M, N] for each of `matrices`, which share K and encoding, and may be
+    layers of stacks. None where it has no such form: then `function` is called for each, and a layer is sliced out of its stack."""
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -37,7 +40,7 @@ that are to use it are traced: a choice is made while tracing, and stays in what
 
 def ternary_matmul(
     x: jax.Array,
-    w: PackedTernary,
+    w: PackedTernary | PackedLayer,
     *,
     x_scale: jax.Array | None = None,
     out_dtype: Any,
@@ -63,16 +66,26 @@ def ternary_matmul(
         ValueError: a type, shape or name is wrong.
         NotImplementedError: the named implementation does not support this call, or the gradient is not defined.
     """
-    if not isinstance(w, PackedTernary):
-        raise ValueError(f"w is a {type(w).__name__}: must be a PackedTernary")
-    check_shapes(w)
-    if w.codes.ndim != 2:
-        raise ValueError(f"w has shape {w.shape}: must be [K, N] (index, scan or vmap its leading axes)")
+    return ternary_matmuls(x, [w], x_scale=x_scale, out_dtype=out_dtype, implementation=implementation, config=config)[0]
+
+
+def ternary_matmuls(
+    x: jax.Array,
+    matrices: Sequence[PackedTernary | PackedLayer],
+    *,
+    x_scale: jax.Array | None = None,
+    out_dtype: Any,
+    implementation: str | None = None,
+    config: Any = None,
+) -> list[jax.Array]:
+    """`ternary_matmul` of one input with each of `matrices`: query, key and value, or gate and up. In one call where there is such a form.
+
+    Raises:
+        ValueError, NotImplementedError: as `ternary_matmul`.
+    """
     x, out_dtype = jnp.asarray(x), jnp.dtype(out_dtype)
-    if x.ndim < 1 or x.shape[-1] != w.k:
-        raise ValueError(f"x has shape {x.shape}: its last axis must be K={w.k} of w")
-    if not jnp.issubdtype(out_dtype, jnp.floating):
-        raise ValueError(f"out_dtype={out_dtype} must be a floating-point type")
+    for w in matrices:
+        _check(x, w, out_dtype)
     lead = x.shape[:-1]
     if x.dtype == jnp.int8:
         if x_scale is None:
@@ -88,21 +101,60 @@ def ternary_matmul(
 
     m = int(np.prod(lead))
     if m == 0:
-        return jnp.zeros((*lead, w.n), out_dtype)
-    spec = ArgSpec(
-        m=m,
-        k=w.k,
-        n=w.n,
-        x_dtype=str(x.dtype),
-        out_dtype=str(out_dtype),
-        encoding=w.encoding,
-        group=w.group,
-        platform=jax.default_backend(),
-    )
-    name = _choose(spec, implementation, config)
-    with jax.named_scope(f"ternary_matmul_{name}"):
-        out = _matmul(IMPLEMENTATIONS[name].function, out_dtype, config, x.reshape(m, w.k), w, x_scale)
-    return out.reshape(*lead, w.n)
+        return [jnp.zeros((*lead, w.n), out_dtype) for w in matrices]
+    names = [
+        _choose(
+            ArgSpec(
+                m=m,
+                k=w.k,
+                n=w.n,
+                x_dtype=str(x.dtype),
+                out_dtype=str(out_dtype),
+                encoding=w.encoding,
+                group=w.group,
+                platform=jax.default_backend(),
+            ),
+            implementation,
+            config,
+        )
+        for w in matrices
+    ]
+    alike = len({(name, w.encoding) for name, w in zip(names, matrices, strict=True)}) == 1
+    if alike and IMPLEMENTATIONS[names[0]].together is not None:
+        groups = [(names[0], IMPLEMENTATIONS[names[0]].together, list(matrices))]
+    else:
+        groups = [(name, _alone(IMPLEMENTATIONS[name].function), [w]) for name, w in zip(names, matrices, strict=True)]
+    outs: list[jax.Array] = []
+    for name, function, group in groups:
+        with jax.named_scope(f"ternary_matmul_{name}"):
+            outs += _matmuls(function, out_dtype, config, x.reshape(m, -1), group, x_scale)
+    return [out.reshape(*lead, out.shape[-1]) for out in outs]
+
+
+def _check(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any) -> None:
+    if not isinstance(w, PackedTernary | PackedLayer):
+        raise ValueError(f"w is a {type(w).__name__}: must be a PackedTernary")
+    check_shapes(w if isinstance(w, PackedTernary) else w.stack)
+    if len(w.shape) != 2:
+        raise ValueError(f"w has shape {w.shape}: must be [K, N] (index, scan or vmap its leading axes)")
+    if x.ndim < 1 or x.shape[-1] != w.k:
+        raise ValueError(f"x has shape {x.shape}: its last axis must be K={w.k} of w")
+    if not jnp.issubdtype(out_dtype, jnp.floating):
+        raise ValueError(f"out_dtype={out_dtype} must be a floating-point type")
+
+
+@functools.cache
+def _alone(function: Callable[..., jax.Array]) -> Callable[..., list[jax.Array]]:
+    """`Implementation.together` of one matrix by `Implementation.function`."""
+
+    def together(x: jax.Array, matrices: list[Any], x_scale: jax.Array | None, out_dtype: Any, config: Any) -> list[jax.Array]:
+        return [function(x, _sliced(w), x_scale, out_dtype, config) for w in matrices]
+
+    return together
+
+
+def _sliced(w: PackedTernary | PackedLayer) -> PackedTernary:
+    return w if isinstance(w, PackedTernary) else w.sliced()
 
 
 def _choose(spec: ArgSpec, implementation: str | None, config: Any) -> str:
@@ -122,25 +174,27 @@ def _choose(spec: ArgSpec, implementation: str | None, config: Any) -> str:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _matmul(function: Any, out_dtype: Any, config: Any, x: jax.Array, w: PackedTernary, x_scale: jax.Array | None) -> jax.Array:
-    return function(x, w, x_scale, out_dtype, config)
+def _matmuls(function: Any, out_dtype: Any, config: Any, x: jax.Array, matrices: list[Any], x_scale: jax.Array | None) -> list[jax.Array]:
+    return function(x, matrices, x_scale, out_dtype, config)
 
 
-def _forward(function: Any, out_dtype: Any, config: Any, x: Any, w: Any, x_scale: Any) -> Any:
+def _forward(function: Any, out_dtype: Any, config: Any, x: Any, matrices: Any, x_scale: Any) -> Any:
     # A zero gradient would be a wrong answer that nobody sees: scales and int8 activations stand behind a rounding.
-    if w.scale.perturbed:
+    leaves, structure = jax.tree.flatten(matrices)
+    if any(leaf.perturbed for leaf in leaves):
         raise NotImplementedError("ternary_matmul has no gradient with respect to w.scale: packed weights are constants")
     if x_scale is not None:
         raise NotImplementedError("ternary_matmul has no gradient through int8 activations: differentiate the unpacked model instead")
-    value = PackedTernary(w.codes.value, w.scale.value, k=w.k, encoding=w.encoding)
-    return function(x.value, value, None, out_dtype, config), (value, jnp.zeros((0,), x.value.dtype))
+    values = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
+    return function(x.value, values, None, out_dtype, config), (values, jnp.zeros((0,), x.value.dtype))
 
 
-def _backward(function: Any, out_dtype: Any, config: Any, residuals: Any, g: Any) -> Any:
-    w, like = residuals
-    if isinstance(g, jax.custom_derivatives.SymbolicZero):
+def _backward(function: Any, out_dtype: Any, config: Any, residuals: Any, gradients: Any) -> Any:
+    matrices, like = residuals
+    pairs = [(g, w) for g, w in zip(gradients, matrices, strict=True) if not isinstance(g, jax.custom_derivatives.SymbolicZero)]
+    if not pairs:
         return None, None, None
-    return xla.input_gradient(g, w, like.dtype), None, None
+    return functools.reduce(jnp.add, [xla.input_gradient(g, _sliced(w), like.dtype) for g, w in pairs]), None, None
 
 
-_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
+_matmuls.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -89,6 +89,46 @@ class PackedTernary:
         return self.codes.size * self.codes.dtype.itemsize + self.scale.size * self.scale.dtype.itemsize
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """One matrix [K, N] of a stack [L, K, N], named and not cut out: inside a loop over layers a slice is a copy of its bytes."""
+
+    stack: PackedTernary
+    """The matrices of all layers, [L, K, N]."""
+    layer: Array
+    """Which, int32 []; from 0 to L - 1."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrix, [K, N]."""
+        return self.stack.shape[1:]
+
+    @property
+    def k(self) -> int:
+        """Input features (K)."""
+        return self.stack.k
+
+    @property
+    def n(self) -> int:
+        """Outputs (N)."""
+        return self.stack.n
+
+    @property
+    def encoding(self) -> Encoding:
+        """How codes share a byte."""
+        return self.stack.encoding
+
+    @property
+    def group(self) -> int | None:
+        """Input features that share a scale, or None for one scale."""
+        return self.stack.group
+
+    def sliced(self) -> PackedTernary:
+        """The matrix itself. A layer out of range is clamped, as JAX does."""
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, 0, keepdims=False), self.stack)
+
+
 def bytes_per_row(k: int, encoding: Encoding) -> int:
     """Bytes that hold one row of K = `k` codes, padding included."""
     block = block_bytes(k, encoding)

@@ -1,5 +1,6 @@
 """Settings of every test: strict JAX, CPU unless asked otherwise, and no writing outside temporary folders."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -11,15 +12,16 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+_native = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitnet-jax" / "native"
 _scratch = tempfile.mkdtemp(prefix="bitnet-jax-tests-")
 for _variable, _folder in (("XDG_CACHE_HOME", "cache"), ("HF_HOME", "huggingface"), ("WANDB_DIR", "wandb")):
     os.environ[_variable] = str(Path(_scratch, _folder))
 # Matplotlib's list of fonts takes seconds to make, so it outlives the session.
 os.environ["MPLCONFIGDIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "matplotlib")
 
-# Neither are the native kernels compiled again.
-_native = Path(__file__).parents[1] / ".pytest_cache" / "native"
-_native.mkdir(parents=True, exist_ok=True)
+# Nor are the native kernels compiled again: tests use those of the user's cache, and make them there, as every use would.
+with contextlib.suppress(OSError):
+    _native.mkdir(parents=True, exist_ok=True)
 Path(_scratch, "cache", "bitnet-jax").mkdir(parents=True)
 Path(_scratch, "cache", "bitnet-jax", "native").symlink_to(_native)
 

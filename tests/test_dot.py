@@ -64,7 +64,7 @@ def test_packed_equals_integer_bit_for_bit(config, dtype, encoding):
     tree = params.pack({"q": {"kernel": w}}, replace(model, quant=config), encoding)
     packed = tree["q"]["kernel"]
     assert isinstance(packed, PackedTernary)
-    assert np.array_equal(dot.packed(x, packed, config), dot.quantized(x, w, config.for_inference))
+    assert np.array_equal(dot.packed(x, [packed], config)[0], dot.quantized(x, w, config.for_inference))
 
 
 def test_integer_operands_are_exact_in_bfloat16():

@@ -3,11 +3,16 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from bitnet_jax import inference
 from bitnet_jax.cli import arguments
+from bitnet_jax.cpu import RoughTable
 from bitnet_jax.errors import UserError
 from bitnet_jax.inference.sampling import Sampling
+
+if TYPE_CHECKING:
+    from bitnet_jax.models import Model
 
 DEFAULT = Sampling(temperature=0.8)
 """Where neither a flag nor the model says anything."""
@@ -43,6 +48,14 @@ def with_stated(parsed: Args, args: Sequence[str], command: str, stated: Mapping
     if used:
         print(f"as the model's authors state: {', '.join(f'{name} {value}' for name, value in used.items())}", file=sys.stderr)
     return found
+
+
+def first_pass(model: "Model", sampling: Sampling, new_tokens: int) -> RoughTable | None:
+    """`inference.first_pass` where it saves more than it costs: making it reads the table about as often as fifty tokens do."""
+    bounded = sampling.temperature == 0 or sampling.top_k is not None
+    if not bounded or sampling.repetition_penalty != 1 or new_tokens < 64 or model.config.vocab_size < 16384:
+        return None
+    return inference.first_pass(model.params, model.config, model.release)
 
 
 def from_stated(stated: Mapping[str, float]) -> Sampling:

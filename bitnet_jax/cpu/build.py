@@ -2,6 +2,8 @@
 
 XLA's interface for native functions is tied to the version of jaxlib, so that no library could be shipped for all of them. A library
 stands in a folder that is named after everything it was made of, and says that name itself when it is loaded.
+
+The environment variable `CXX` names another compiler, `BITNET_JAX_CXXFLAGS` more of its options, as for sanitizers.
 """
 
 import contextlib
@@ -25,11 +27,22 @@ from bitnet_jax.data.cache import cache_folder, discard, new_folder
 from bitnet_jax.errors import RunError, UserError
 
 SOURCES = Path(__file__).parent / "src"
-TARGETS = ("bitnet_ternary_matmul", "bitnet_logits", "bitnet_top_logits", "bitnet_attention", "bitnet_norm_quantize")
+TARGETS = (
+    "bitnet_ternary_matmul",
+    "bitnet_scale",
+    "bitnet_logits",
+    "bitnet_top_logits",
+    "bitnet_quantize_table",
+    "bitnet_attention",
+    "bitnet_norm_quantize",
+    "bitnet_read",
+)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-w")
+_MORE_FLAGS = "BITNET_JAX_CXXFLAGS"
 _COMPILERS = ("c++", "g++", "clang++")
 _MACHINES = ("x86_64", "aarch64")
 _LIBRARY, _DIGEST = "libbitnet.so", "sha256"
+_UNFINISHED = ".tmp"  # the end of the names that `new_folder` and `discard` give
 
 
 @functools.cache
@@ -71,16 +84,17 @@ def _find() -> Path:
     root, source = cache_folder() / "native", _source_key()
     compiler = _compiler()
     if compiler is None:
-        made = sorted(root.glob(f"{source}-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in made:
-            if _whole(folder):
-                return folder
+        made = [folder for folder in root.glob(f"{source}-*") if folder.suffix != _UNFINISHED and _whole(folder)]
+        if made:
+            return max(made, key=lambda folder: folder.stat().st_mtime)
         tried = os.environ.get("CXX") or ", ".join(_COMPILERS)
         raise RunError(f"no native kernels: no C++ compiler found (tried {tried})")
     command, version = compiler
     folder = root / f"{source}-{_digest(version.encode(), repr(FLAGS).encode())[:16]}"
     if not _whole(folder):
         with _lock(root):
+            for left in root.glob(f"*{_UNFINISHED}"):  # by a process that was killed: who holds the lock is alone
+                shutil.rmtree(left, ignore_errors=True)
             if not _whole(folder):  # another process may have made it while this one waited
                 if folder.exists():
                     discard(folder)
@@ -89,17 +103,27 @@ def _find() -> Path:
 
 
 def _source_key() -> str:
-    parts = [importlib.metadata.version("jaxlib").encode(), platform.machine().encode()]
+    asked = _words("CXX")[1:], _words(_MORE_FLAGS)
+    parts = [importlib.metadata.version("jaxlib").encode(), platform.machine().encode(), repr(asked).encode()]
     for path in sorted(SOURCES.iterdir()):
         parts += [path.name.encode(), path.read_bytes()]
     return _digest(*parts)[:16]
 
 
+def _words(variable: str) -> list[str]:
+    """The words of an environment variable, as a shell divides them."""
+    value = os.environ.get(variable, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise UserError(f"{variable}={value!r} cannot be divided into words: {error}") from None
+
+
 def _compiler() -> tuple[list[str], str] | None:
     """The command of the first C++ compiler that there is, and what it says its version is."""
-    asked = os.environ.get("CXX")
-    for command in [shlex.split(asked)] if asked else [[name] for name in _COMPILERS]:
-        if command and shutil.which(command[0]):
+    asked = _words("CXX")
+    for command in [asked] if asked else [[name] for name in _COMPILERS]:
+        if shutil.which(command[0]):
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
                 return command, done.stdout
@@ -111,7 +135,8 @@ def _compile(command: list[str], folder: Path) -> None:
     with new_folder(folder) as temporary:
         target = temporary / _LIBRARY
         include = ["-isystem", jax.ffi.include_dir()]
-        line = [*command, *FLAGS, *include, f'-DBITNET_KEY="{folder.name}"', str(SOURCES / "library.cc"), "-o", str(target)]
+        key = f'-DBITNET_KEY="{folder.name}"'
+        line = [*command, *FLAGS, *_words(_MORE_FLAGS), *include, key, str(SOURCES / "library.cc"), "-o", str(target)]
         try:
             done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
         except subprocess.TimeoutExpired:

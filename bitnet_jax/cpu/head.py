@@ -16,6 +16,7 @@ from bitnet_jax.cpu.native import CpuConfig, call
 from bitnet_jax.errors import UserError
 
 _LANES = 32
+_BLOCK = 4096
 
 
 class RoughTable(NamedTuple):
@@ -29,41 +30,23 @@ class RoughTable(NamedTuple):
     error: Float32[Array | np.ndarray, "V"]
 
 
-def quantize_table(table: Float[np.ndarray, "V D"]) -> RoughTable:
-    """The int8 table of a table: scale[v] = max|table[v]| / 127, codes rounded half to even. On the host, a block of rows at a time.
-
-    Raises:
-        UserError: the table holds a number that is not finite.
-    """
-    rows, width = table.shape
-    codes, scale, error = np.empty((rows, width), np.int8), np.empty(rows, np.float32), np.empty(rows, np.float32)
-    # n additions of float32 are off by at most n 2^-24 of the sum of magnitudes, which is at most |x|_2 |row|_2; doubled for good measure.
-    roundings = 2.0 * (width / _LANES + 8) * 2.0**-24
-    for begin in range(0, rows, 1024):
-        block = np.asarray(table[begin : begin + 1024]).astype(np.float64)
-        if not np.isfinite(block).all():
-            raise UserError(f"table row {begin + int(np.argmin(np.isfinite(block).all(1)))} holds a number that is not finite")
-        step = np.maximum(np.abs(block).max(1) / 127, 2.0**-100).astype(np.float32)
-        whole = np.clip(np.rint(block / step[:, None]), -127, 127)
-        rough = whole * step[:, None].astype(np.float64)
-        bound = np.linalg.norm(block - rough, axis=1) + roundings * (np.linalg.norm(block, axis=1) + np.linalg.norm(rough, axis=1))
-        part = slice(begin, begin + len(block))
-        codes[part], scale[part] = whole.astype(np.int8), step
-        error[part] = np.nextafter((bound * (1 + 1e-6)).astype(np.float32), np.float32(np.inf))
-    return RoughTable(codes, scale, error)
-
-
 # --- native ----------------------------------------------------------------------------------------------------------
 
 
 def logits(x: Float[Array, "M D"], table: Float[Array, "V D"], config: CpuConfig | None = None) -> Float32[Array, "M V"]:
     """x @ table^T in float32, for x and table of float32 or bfloat16."""
-    return call("bitnet_logits", [_shape(x, table)], x, table, jnp.zeros((0,), jnp.float32), config=config)[0]
+    return call("bitnet_logits", [_shape(x, table)], x, table, jnp.zeros((0,), jnp.float32), config=config, columns=False)[0]
+
+
+def logits_of_columns(x: Float[Array, "M D"], table: Float[Array, "D V"], config: CpuConfig | None = None) -> Float32[Array, "M V"]:
+    """x @ table in float32, for x and table of float32 or bfloat16; the terms of a sum are added in order."""
+    result = jax.ShapeDtypeStruct((x.shape[0], table.shape[1]), jnp.float32)
+    return call("bitnet_logits", [result], x, table, jnp.zeros((0,), jnp.float32), config=config, columns=True)[0]
 
 
 def rough_logits(x: Float[Array, "M D"], table: RoughTable, config: CpuConfig | None = None) -> Float32[Array, "M V"]:
     """(x @ codes^T) * scale in float32: the logits of the int8 table, within `error` * |x|_2 of those of the table itself."""
-    return call("bitnet_logits", [_shape(x, table.codes)], x, table.codes, table.scale, config=config)[0]
+    return call("bitnet_logits", [_shape(x, table.codes)], x, table.codes, table.scale, config=config, columns=False)[0]
 
 
 def top_logits(
@@ -92,6 +75,27 @@ def top_logits(
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((m, k), jnp.int32), ((m, k), jnp.float32), ((m,), jnp.int32))]
     ids, values, read = call("bitnet_top_logits", results, x, table, rough.codes, rough.scale, rough.error, limit, config=config)
     return ids, values, read
+
+
+def quantize_table(table: Float[np.ndarray, "V D"], config: CpuConfig | None = None) -> RoughTable:
+    """The int8 table of a table: scale[v] = max|table[v]| / 127, codes of the nearest multiples, on the host.
+
+    A block of rows is read at a time, so that a table mapped from a file is never in memory as a whole.
+
+    Raises:
+        UserError: the table holds a number that is not finite.
+    """
+    rows, width = table.shape
+    codes, scale, error = np.empty((rows, width), np.int8), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for begin in range(0, rows, _BLOCK):
+        block = jnp.asarray(table[begin : begin + _BLOCK])
+        shapes = ((block.shape, jnp.int8), (block.shape[:1], jnp.float32), (block.shape[:1], jnp.float32))
+        results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        for whole, part in zip((codes, scale, error), call("bitnet_quantize_table", results, block, config=config), strict=True):
+            whole[begin : begin + _BLOCK] = part
+    if not np.isfinite(scale).all():
+        raise UserError(f"table row {int(np.argmin(np.isfinite(scale)))} holds a number that is not finite")
+    return RoughTable(codes, scale, error)
 
 
 def _shape(x: Array, table: Array | np.ndarray) -> jax.ShapeDtypeStruct:

@@ -31,6 +31,12 @@ class CpuConfig:
         return {"threads": np.int64(-1 if self.threads is None else self.threads), "isa": self.isa or ""}
 
 
+def runs(implementation: str | None) -> bool:
+    """Whether the native library computes what an inference program has beside its packed products: where the program runs on a CPU, the
+    library is there, and `implementation`, None or the name of one of `ternary_matmul`, does not speak against it."""
+    return implementation in (None, "native") and jax.default_backend() == "cpu" and build.unavailable() is None
+
+
 def call(
     target: str, results: Sequence[jax.ShapeDtypeStruct], *operands: Any, config: CpuConfig | None, **attributes: Any
 ) -> list[jax.Array]:

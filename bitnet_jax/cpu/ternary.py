@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bitnet_jax.array_types import Array, Float, Float32, Int8
 from bitnet_jax.cpu import build
 from bitnet_jax.cpu.native import CpuConfig, call
-from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Implementation, PackedTernary, check_shapes
+from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Implementation, PackedLayer, PackedTernary, check_shapes
 
 _LARGEST = 2**31 - 1
 
 
 def register() -> None:
     """Makes the native library an implementation of `kernels_pallas.ternary_matmul`: "native", which None then prefers where it can run."""
-    IMPLEMENTATIONS.setdefault("native", Implementation(ternary_matmul, supported))
+    IMPLEMENTATIONS.setdefault("native", Implementation(ternary_matmul, supported, ternary_matmuls))
 
 
 def supported(spec: ArgSpec) -> str | None:
@@ -42,7 +43,11 @@ def supported(spec: ArgSpec) -> str | None:
 
 
 def ternary_matmul(
-    x: Int8[Array, "M K"], w: PackedTernary, x_scale: Float32[Array, "M 1"], out_dtype: Any, config: CpuConfig | None = None
+    x: Int8[Array, "M K"],
+    w: PackedTernary | PackedLayer,
+    x_scale: Float32[Array, "M 1"],
+    out_dtype: Any,
+    config: CpuConfig | None = None,
 ) -> Float[Array, "M N"]:
     """x [M, K] times w [K, N], as [M, N] in `out_dtype`; equations in `kernels_pallas.ternary_matmul`."""
     return ternary_matmuls(x, [w], x_scale, out_dtype, config)[0]
@@ -50,14 +55,15 @@ def ternary_matmul(
 
 def ternary_matmuls(
     x: Int8[Array, "M K"],
-    matrices: Sequence[PackedTernary],
+    matrices: Sequence[PackedTernary | PackedLayer],
     x_scale: Float32[Array, "M 1"],
     out_dtype: Any,
     config: CpuConfig | None = None,
 ) -> list[Float[Array, "M N"]]:
     """x [M, K] times each of `matrices` [K, N], which may differ in N, in one call: q, k and v, or gate and up.
 
-    Each result has the bits that `ternary_matmul` gives.
+    Each result has the bits that `ternary_matmul` gives. Of a `PackedLayer` only that layer's bytes are read, where they lie; a
+    layer out of range is an error when it runs.
 
     Raises:
         ValueError: matrices of other types, shapes or encodings.
@@ -67,17 +73,34 @@ def ternary_matmuls(
     if not matrices:
         raise ValueError("matrices=[] must hold at least one")
     first = matrices[0]
+    operands = []
     for w in matrices:
-        check_shapes(w)
-        if w.codes.ndim != 2 or w.group is not None or w.k != x.shape[1] or w.encoding is not first.encoding:
+        stack, layer = (w.stack, w.layer) if isinstance(w, PackedLayer) else (w, np.int32(0))
+        check_shapes(stack)
+        if len(w.shape) != 2 or w.group is not None or w.k != x.shape[1] or w.encoding is not first.encoding:
             raise ValueError(f"w has shape {w.shape}: must be [{x.shape[1]}, N] in {first.encoding.value} with one scale")
-    m = x.shape[0]
+        operands += [stack.codes.reshape(-1, w.n, stack.codes.shape[-1]), stack.scale.reshape(-1), layer]
     return call(
         "bitnet_ternary_matmul",
-        [jax.ShapeDtypeStruct((m, w.n), jnp.dtype(out_dtype)) for w in matrices],
+        [jax.ShapeDtypeStruct((x.shape[0], w.n), jnp.dtype(out_dtype)) for w in matrices],
         x,
         x_scale,
-        *(part for w in matrices for part in (w.codes, w.scale)),
+        *operands,
         config=config,
         encoding=first.encoding.value,
     )
+
+
+def scale(
+    sums: Float32[Array, "M N"],
+    x_scale: Float32[Array, "M 1"],
+    w_scale: Float32[Array, ""],
+    out_dtype: Any,
+    config: CpuConfig | None = None,
+) -> Float[Array, "M N"]:
+    """sums * (x_scale * w_scale) rounded to `out_dtype`, float32 or bfloat16: how `ternary_matmul` ends, for sums that XLA computed.
+
+    XLA may contract its own multiplication with an addition that follows, and then rounds once where the native product rounds twice.
+    """
+    result = jax.ShapeDtypeStruct(sums.shape, jnp.dtype(out_dtype))
+    return call("bitnet_scale", [result], sums, x_scale, w_scale, config=config)[0]

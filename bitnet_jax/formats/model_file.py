@@ -178,6 +178,7 @@ def read(path: Path) -> Weights:
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = leafwise.checked_numbers(found, "/".join((*parents, last)), str(path))
+            file.release()  # what was checked comes back when it is used
         return params
 
     kinds = {file.tensors[name].dtype for name, (_, kind, _, _) in expected.items() if kind is None}

@@ -193,7 +193,7 @@ def _programs(
 ) -> tuple[dict[str, Callable[..., Any]], dict[str, dict[str, Any]]]:
     """`prefill` and `decode`, and the shapes and types of their arguments, both by name."""
     config, encoding = weights.config, weights.encoding
-    model = Transformer(replace(config.for_inference, remat=Remat.NONE), implementation="xla" if encoding else None)
+    model = Transformer(replace(config.for_inference, remat=Remat.NONE), implementation="xla")
 
     def forward(tensors: Any, k: Any, v: Any, length: Any, tokens: Any, last: Any) -> tuple[Any, KVCache]:
         output: Any = model.apply({"params": _tree(tensors, config, encoding)}, tokens, KVCache(k, v, length), last)

@@ -1,9 +1,10 @@
 """Text from a trained model, latent or packed.
 
-Generation     generate, stream; Sampling; Generations, Generation, Timing; Stream, Piece; Finish
+Generation     generate, stream; first_pass for greedy text; Sampling; Generations, Generation, Timing; Stream, Piece; Finish
 Proof          check_parity, Parity: a packed model is the latent one
 """
 
+from bitnet_jax.inference.decoding import first_pass
 from bitnet_jax.inference.generation import Generations, Stream, Timing, generate, stream
 from bitnet_jax.inference.parity import Parity, check_parity
 from bitnet_jax.inference.rows import Finish, Generation, Piece
@@ -19,6 +20,7 @@ __all__ = [
     "Stream",
     "Timing",
     "check_parity",
+    "first_pass",
     "generate",
     "stream",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitnet_jax.config import ModelConfig
+from bitnet_jax.cpu import RoughTable
 from bitnet_jax.data.tokenizers import Tokenizer
 from bitnet_jax.errors import UserError
 from bitnet_jax.inference import chat_template
@@ -49,6 +50,7 @@ class Chat:
         max_new_tokens: int = 512,
         seed: int = 0,
         implementation: str | None = None,
+        first_pass: RoughTable | None = None,
     ) -> None:
         """Renders the template once, to see that it works and what ends a turn in it.
 
@@ -64,6 +66,7 @@ class Chat:
             max_new_tokens: tokens of a reply at most; fewer where the context has no room for more.
             seed: of the first reply; each further one has the next seed.
             implementation: name of the `ternary_matmul` implementation for packed parameters; None chooses.
+            first_pass: as `inference.generate`.
 
         Raises:
             UserError: a value is out of range, or the template fails.
@@ -87,6 +90,7 @@ class Chat:
             sampling=sampling,
             stop_tokens=self.stop_tokens,
             implementation=implementation,
+            first_pass=first_pass,
             sizes=coarse,
         )
         self._turns: list[_Turn] = []

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bitnet_jax import cpu
 from bitnet_jax.config import ModelConfig
+from bitnet_jax.cpu import RoughTable
 from bitnet_jax.data.prepared import check_vocabulary
 from bitnet_jax.data.tokenizers import Tokenizer
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.inference import prompts as prompt_arrays
-from bitnet_jax.inference.decoding import Plan, Progress, programs
+from bitnet_jax.inference.decoding import MOST, Plan, Progress, programs
 from bitnet_jax.inference.prompts import Prompt
 from bitnet_jax.inference.rows import Generation, Piece, Row
 from bitnet_jax.inference.sampling import GREEDY, Controls, Sampling
@@ -76,6 +78,7 @@ def generate(
     prefix: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     implementation: str | None = None,
+    first_pass: RoughTable | None = None,
 ) -> Generations:
     """Continues every prompt; one `lax.while_loop` on the device, or one for every 32 tokens where there are stop strings.
 
@@ -95,13 +98,15 @@ def generate(
         seed: for all rows, which then draw differently from one another, or one for each: row b of seeds (s, t, …) draws as the first
             row of its own seed does. The same seed gives the same tokens.
         implementation: name of the `ternary_matmul` implementation for packed parameters; None chooses.
+        first_pass: `inference.first_pass(params, config)`, with which text that is greedy or of a small `top_k` costs fewer bytes; the
+            tokens are the same.
 
     Raises:
         UserError: a value is out of range, or a prompt is empty, too long or not of this vocabulary.
         RunError: the model's logits are not finite.
     """
     session = _Session(
-        params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, prefix, seed, implementation
+        params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, prefix, seed, implementation, first_pass
     )
     for _ in session.pieces(_CHUNK if stop_strings else max_new_tokens):
         pass
@@ -121,6 +126,7 @@ def stream(
     prefix: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
     implementation: str | None = None,
+    first_pass: RoughTable | None = None,
     sizes: Callable[[int], int] = prompt_arrays.bucket,
 ) -> "Stream":
     """`generate`, token by token: an iterator over `Piece`s, one for each row that goes on, with the tokens and text of `generate`.
@@ -130,7 +136,19 @@ def stream(
     """
     return Stream(
         _Session(
-            params, config, prompts, max_new_tokens, sampling, tokenizer, stop_tokens, stop_strings, prefix, seed, implementation, sizes
+            params,
+            config,
+            prompts,
+            max_new_tokens,
+            sampling,
+            tokenizer,
+            stop_tokens,
+            stop_strings,
+            prefix,
+            seed,
+            implementation,
+            first_pass,
+            sizes,
         )
     )
 
@@ -167,6 +185,7 @@ class _Session:
         prefix: Sequence[int],
         seed: int | Sequence[int],
         implementation: str | None,
+        first_pass: RoughTable | None,
         sizes: Callable[[int], int] = prompt_arrays.bucket,
     ) -> None:
         if max_new_tokens < 1:
@@ -182,6 +201,7 @@ class _Session:
         self._prompts, self._lengths = prompt_arrays.pad(ids, sizes)
         self._plan = _plan(len(ids), sampling, seed, stops, config.vocab_size if tokenizer is None else tokenizer.vocab_size)
         self._params, self._config, self._limit = params, config.for_inference, max_new_tokens
+        self._rough = first_pass if cpu.runs(implementation) and int(self._plan.vocabulary) >= MOST else None
         self._prefill, self._decode = programs(self._config, implementation)
         self._made = self._new_tokens = 0
         self._compile_seconds = self._prefill_seconds = self._decode_seconds = 0.0
@@ -193,7 +213,7 @@ class _Session:
         capacity = max(time_padded, self._sizes(int(self._lengths.max()) + self._limit))
         cache = KVCache.empty(self._config, batch, capacity)
         tokens = jnp.zeros((batch, self._sizes(self._limit)), jnp.int32)
-        inputs = (params, cache, tokens, self._prompts, self._lengths, plan)
+        inputs = (params, self._rough, cache, tokens, self._prompts, self._lengths, plan)
         prefill, seconds = self._prefill.prepare(*inputs)
         self._compile_seconds += seconds
         begun = time.perf_counter()
@@ -207,10 +227,10 @@ class _Session:
         while any(row.finish is None for row in self._rows):
             limit = np.int32(min(count + chunk, self._limit))
             if decode is None:
-                decode, seconds = self._decode.prepare(params, state, plan, limit)
+                decode, seconds = self._decode.prepare(params, self._rough, state, plan, limit)
                 self._compile_seconds += seconds
             begun = time.perf_counter()
-            state, progress = decode(params, state, plan, limit)
+            state, progress = decode(params, self._rough, state, plan, limit)
             count, new = self._look(progress)
             self._decode_seconds += time.perf_counter() - begun
             yield from self._push(new)

@@ -69,6 +69,11 @@ class Controls:
     min_p: RowValues | None
     repetition_penalty: RowValues | None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether every row takes the token with the largest logit, as it is."""
+        return not jax.tree.leaves(self)
+
     @staticmethod
     def of(rows: Sequence[Sampling]) -> "Controls":
         """The controls of a batch. Filters do not change what is most probable: greedy rows need none."""
@@ -87,7 +92,13 @@ class Controls:
         )
 
 
-def sample(logits: RowLogits, keys: Key[Array, "B"], seen: Bool[Array, "B V"] | None, controls: Controls) -> Int32[Array, "B"]:
+def sample(
+    logits: RowLogits,
+    keys: Key[Array, "B"],
+    seen: Bool[Array, "B V"] | None,
+    controls: Controls,
+    among: tuple[Int32[Array, "B V"], int] | None = None,
+) -> Int32[Array, "B"]:
     """One token for each row. A row depends on its own logits, key and controls alone.
 
     Args:
@@ -95,6 +106,8 @@ def sample(logits: RowLogits, keys: Key[Array, "B"], seen: Bool[Array, "B V"] | 
         keys: one random key for each row.
         seen: tokens that the repetition penalty applies to; needed where a row has one.
         controls: see `Sampling`.
+        among: ids of the tokens that `logits` are of, and the size of the vocabulary, where not all of it is given; the result is a
+            column of `logits` then, and that of the token which would be chosen from all logits if the others were -inf.
     """
     if controls.repetition_penalty is not None:
         assert seen is not None
@@ -107,7 +120,7 @@ def sample(logits: RowLogits, keys: Key[Array, "B"], seen: Bool[Array, "B V"] | 
     logits = logits if controls.top_k is None else top_k(logits, controls.top_k)
     logits = logits if controls.top_p is None else top_p(logits, controls.top_p)
     logits = logits if controls.min_p is None else min_p(logits, controls.min_p)
-    return jnp.where(drawing, draw(logits, keys), best)
+    return jnp.where(drawing, draw(logits, keys, among), best)
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -118,9 +131,13 @@ def greedy(logits: RowLogits) -> Int32[Array, "B"]:
     return jnp.argmax(logits, -1).astype(jnp.int32)
 
 
-def draw(logits: RowLogits, keys: Key[Array, "B"]) -> Int32[Array, "B"]:
-    """A token of each row with probability softmax(logits), drawn with that row's key."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+def draw(logits: RowLogits, keys: Key[Array, "B"], among: tuple[Int32[Array, "B V"], int] | None = None) -> Int32[Array, "B"]:
+    """A token of each row with probability softmax(logits), drawn with that row's key: the largest of logits + Gumbel noise."""
+    size = logits.shape[-1] if among is None else among[1]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (size,), jnp.float32))(keys)
+    if among is not None:
+        noise = jnp.take_along_axis(noise, among[0], 1)
+    return jnp.argmax(logits + noise, -1).astype(jnp.int32)
 
 
 # --- filters ---------------------------------------------------------------------------------------------------------

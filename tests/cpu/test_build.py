@@ -1,8 +1,11 @@
 """The native library: made once, never believed, and its absence is a reason and not a crash."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,90 @@ def test_other_machines_have_a_reason(system: str, machine: str, monkeypatch: py
     monkeypatch.setattr(build.platform, "machine", lambda: machine)
     with pytest.raises(RunError, match=f"no native kernels for {system} on {machine}"):
         build.load.__wrapped__()
+
+
+# --- set-up and accidents --------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+def set_up(**environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bitnet_jax.cpu"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_set_up_says_what_there_is() -> None:
+    done = set_up()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"native CPU kernels: {', '.join(build.load())}\n"
+
+
+def test_set_up_without_a_compiler_is_one_line(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    reason = "no native kernels: no C++ compiler found (tried c++, g++, clang++); the portable ones are used\n"
+    done = set_up(PATH=str(tmp_path / "empty"), CXX="")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", reason)
+
+
+def test_set_up_with_a_broken_compiler_is_a_message_and_one_line(cache: Path, tmp_path: Path) -> None:
+    done = set_up(CXX=str(compiler(tmp_path, WRITES)))  # writes something that is no library
+    message, reason = done.stderr.splitlines()
+    assert "compiling the native CPU kernels" in message
+    assert reason.startswith("no native kernels: ")
+    assert "libbitnet.so" in reason
+
+
+def test_a_cache_that_cannot_be_written_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = set_up(XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("no native kernels: ")
+    assert "Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_process_killed_while_it_compiles_leaves_nothing_behind(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(compiler(tmp_path, "sleep 60")))
+    command = [sys.executable, "-c", "from bitnet_jax.cpu import build; build._find()"]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(cache.glob("*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    (left,) = cache.glob("*.tmp")
+    # The worst moment: all is written, and only the name is not yet the right one.
+    (left / build._LIBRARY).write_text("left")
+    (left / build._DIGEST).write_text(build._digest(b"left"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RunError, match=r"no C\+\+ compiler found"):
+        build._find()
+    monkeypatch.setenv("CXX", str(compiler(tmp_path, WRITES)))
+    folder = build._find()
+    assert (folder / build._LIBRARY).read_text() == "library\n"
+    assert {path.name for path in cache.iterdir()} == {"lock", folder.name}
+
+
+@pytest.mark.parametrize("what", ["jaxlib", "CXX", "BITNET_JAX_CXXFLAGS", "source"])
+def test_a_library_made_of_anything_else_has_another_name(what: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(compiler(tmp_path, WRITES)))
+    first = build._find()
+    if what == "jaxlib":
+        monkeypatch.setattr(build.importlib.metadata, "version", lambda name: "0.0.1")
+    elif what == "source":
+        shutil.copytree(build.SOURCES, tmp_path / "src")
+        (tmp_path / "src" / "more.h").write_text("")
+        monkeypatch.setattr(build, "SOURCES", tmp_path / "src")
+    else:
+        monkeypatch.setenv(what, f"{os.environ['CXX']} -g" if what == "CXX" else "-fsanitize=address")
+    assert build._find() != first
+    if what != "CXX":  # nor without a compiler
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        shutil.rmtree(build._find())
+        with pytest.raises(RunError, match=r"no C\+\+ compiler found"):
+            build._find()
+
+
+def test_a_variable_that_has_no_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITNET_JAX_CXXFLAGS", "-DX='")
+    with pytest.raises(UserError, match='BITNET_JAX_CXXFLAGS="-DX=\'" cannot be divided into words'):
+        build._find()

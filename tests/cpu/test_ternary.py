@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitnet_jax import cpu
 from bitnet_jax.errors import UserError
-from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Encoding, PackedTernary, pack, ternary_matmul
+from kernels_pallas import IMPLEMENTATIONS, ArgSpec, Encoding, PackedLayer, PackedTernary, pack, ternary_matmul
 
 ISAS = cpu.load()
 each_isa = pytest.mark.parametrize("isa", ISAS)
@@ -84,6 +84,25 @@ def test_several_matrices_in_one_call_give_what_each_gives(encoding: Encoding, m
         assert np.array_equal(bits(out), bits(expected))
 
 
+@pytest.mark.parametrize("encoding", Encoding)
+def test_a_layer_of_a_stack_is_that_matrix(encoding: Encoding) -> None:
+    x, _, x_scale = case(3, 300, 20, encoding)
+    rng = np.random.default_rng(0)
+    ternary = rng.integers(-1, 2, (4, 300, 20)).astype(np.int8)
+    stack = jax.tree.map(jnp.asarray, pack(ternary, rng.uniform(0.1, 1, 4).astype(np.float32), encoding))
+
+    @jax.jit
+    def every(x: jax.Array, x_scale: jax.Array, stack: PackedTernary) -> jax.Array:
+        def one(layer: jax.Array) -> jax.Array:
+            return cpu.ternary_matmul(x, PackedLayer(stack, layer), x_scale, jnp.float32)
+
+        return jax.lax.map(one, jnp.arange(4, dtype=jnp.int32))
+
+    for layer, out in enumerate(every(x, x_scale, stack)):
+        w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
+        assert np.array_equal(bits(out), bits(cpu.ternary_matmul(x, w, x_scale, jnp.float32)))
+
+
 def test_vmap_gives_the_rows_of_each_call() -> None:
     x, w, x_scale = case(6, 200, 9, Encoding.TWO_BIT)
     whole = cpu.ternary_matmul(x, w, x_scale, jnp.float32)
@@ -143,8 +162,9 @@ def test_matrices_that_do_not_belong_together_are_refused() -> None:
 GOOD = {
     "x": jnp.zeros((2, 256), jnp.int8),
     "x_scale": jnp.ones((2, 1), jnp.float32),
-    "codes": jnp.zeros((3, 64), jnp.uint8),
-    "scale": jnp.ones((), jnp.float32),
+    "layer": np.int32(1),
+    "codes": jnp.zeros((2, 3, 64), jnp.uint8),
+    "scale": jnp.ones((2,), jnp.float32),
     "out": jax.ShapeDtypeStruct((2, 3), jnp.float32),
     "encoding": "two_bit",
     "isa": "",
@@ -156,9 +176,14 @@ BAD = {
     "no tokens": {"x": jnp.zeros((0, 256), jnp.int8)},
     "steps of other tokens": {"x_scale": jnp.ones((3, 1), jnp.float32)},
     "steps of another type": {"x_scale": jnp.ones((2, 1), jnp.int32)},
-    "truncated rows": {"codes": jnp.zeros((3, 63), jnp.uint8)},
-    "signed codes": {"codes": jnp.zeros((3, 64), jnp.int8)},
-    "a scale for each row": {"scale": jnp.ones((3,), jnp.float32)},
+    "a layer that is not there": {"layer": np.int32(2)},
+    "a layer below 0": {"layer": np.int32(-1)},
+    "a layer of another type": {"layer": np.uint32(0)},
+    "truncated rows": {"codes": jnp.zeros((2, 3, 63), jnp.uint8)},
+    "signed codes": {"codes": jnp.zeros((2, 3, 64), jnp.int8)},
+    "no layers": {"codes": jnp.zeros((3, 64), jnp.uint8)},
+    "a scale for each row": {"scale": jnp.ones((2, 3), jnp.float32)},
+    "a layer without a scale": {"scale": jnp.ones((1,), jnp.float32)},
     "a result too small": {"out": jax.ShapeDtypeStruct((2, 2), jnp.float32)},
     "a result of another type": {"out": jax.ShapeDtypeStruct((2, 3), jnp.float16)},
     "another encoding": {"encoding": "base4"},
@@ -172,7 +197,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_the_library_itself_refuses(what: str) -> None:
     given = GOOD | BAD[what]
-    operands = [given[name] for name in ("x", "x_scale", "codes", "scale")]
+    operands = [given[name] for name in ("x", "x_scale", "codes", "scale", "layer")]
     attributes = {name: given[name] for name in ("encoding", "isa", "threads")}
     run = jax.ffi.ffi_call("bitnet_ternary_matmul", [given["out"]])
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="INVALID_ARGUMENT"):
@@ -180,7 +205,7 @@ def test_the_library_itself_refuses(what: str) -> None:
 
 
 def test_the_good_call_is_good() -> None:
-    operands = [GOOD[name] for name in ("x", "x_scale", "codes", "scale")]
+    operands = [GOOD[name] for name in ("x", "x_scale", "codes", "scale", "layer")]
     attributes = {name: GOOD[name] for name in ("encoding", "isa", "threads")}
     out = jax.ffi.ffi_call("bitnet_ternary_matmul", [GOOD["out"]])(*operands, **attributes)[0]
     assert np.array_equal(np.asarray(out), np.zeros((2, 3)))

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bitnet_jax import cpu
 from bitnet_jax import params as trees
+from bitnet_jax.config import DType
 from bitnet_jax.data import byte_tokenizer, train_bpe
 from bitnet_jax.errors import RunError, UserError
-from bitnet_jax.inference import Finish, Sampling, Stream, generate, prompts, stream
+from bitnet_jax.inference import Finish, Sampling, Stream, first_pass, generate, prompts, stream
 from bitnet_jax.inference.decoding import Plan, programs
 from bitnet_jax.inference.sampling import GREEDY, Controls
 from bitnet_jax.transformer import KVCache, Transformer
@@ -143,11 +145,11 @@ def test_the_loop_on_the_device_ends_when_every_row_has_stopped():
         vocabulary=jnp.int32(BYTES.vocab_size),
     )
     prefill, decode = programs(CONFIG, None)
-    inputs = (params(), KVCache.empty(CONFIG, 4, 32), jnp.zeros((4, 16), jnp.int32), padded, lengths, plan)
+    inputs = (params(), None, KVCache.empty(CONFIG, 4, 32), jnp.zeros((4, 16), jnp.int32), padded, lengths, plan)
     state, progress = prefill.prepare(*inputs)[0](*inputs)
     assert int(progress.count) == 1
     for limit, count in ((2, 2), (NEW, expected)):
-        inputs = (params(), state, plan, np.int32(limit))
+        inputs = (params(), None, state, plan, np.int32(limit))
         state, progress = decode.prepare(*inputs)[0](*inputs)
         assert int(progress.count) == count
     assert state.seen is not None
@@ -156,6 +158,46 @@ def test_the_loop_on_the_device_ends_when_every_row_has_stopped():
         assert set(np.flatnonzero(state.seen[row])) - {0} == {*prompt, *made} - {0}
         assert (0 in np.flatnonzero(state.seen[row])) == (0 in made)
     assert state.cache.length.tolist() == [len(prompt) + expected - 1 for prompt in PROMPTS]  # the newest token is not in it yet
+
+
+@pytest.mark.skipif(cpu.build.unavailable() is not None, reason=f"{cpu.build.unavailable()}")
+@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        Sampling(temperature=1.5, top_k=5),
+        Sampling(temperature=1.5, top_k=40, top_p=0.95, min_p=0.01),
+        [GREEDY, Sampling(temperature=0.7, top_k=63), Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_k=2)],
+        Sampling(temperature=1.5, top_k=64),  # more than the first pass finds: all logits
+        Sampling(temperature=1.5, top_p=0.9),
+        DRAWN,
+    ],
+)
+def test_a_first_pass_changes_no_token(sampling, dtype):
+    config = replace(CONFIG, dtype=dtype)
+    rough = first_pass(params(), config)
+    assert rough is not None
+    options = {"max_new_tokens": NEW, "tokenizer": BYTES, "sampling": sampling, "seed": SEEDS}
+    expected = generate(params(), config, PROMPTS, **options).rows
+    assert tokens(generate(params(), config, PROMPTS, first_pass=rough, **options).rows) == tokens(expected)
+
+
+@pytest.mark.skipif(cpu.build.unavailable() is not None, reason=f"{cpu.build.unavailable()}")
+def test_equal_logits_are_equal_for_a_first_pass_too():
+    level = {**params(), "final_norm": {"scale": params()["final_norm"]["scale"] * 0}}
+    for sampling in (GREEDY, Sampling(temperature=1.0, top_k=3)):
+        options = {"max_new_tokens": 4, "stop_tokens": [], "sampling": sampling, "seed": SEEDS}
+        expected = run(tree=level, **options).rows
+        assert tokens(run(tree=level, first_pass=first_pass(level, CONFIG), **options).rows) == tokens(expected)
+    broken = {**params(), "final_norm": {"scale": params()["final_norm"]["scale"] * jnp.nan}}
+    with pytest.raises(RunError, match="logits of new token 0 are not finite"):
+        run(tree=broken, first_pass=first_pass(broken, CONFIG), sampling=GREEDY)
+
+
+def test_a_first_pass_is_made_only_where_it_has_a_use():
+    for changes in ({"tie_embeddings": False}, {"vocab_size": 63}, {"logits_dtype": DType.BFLOAT16}):
+        assert first_pass(params(), replace(CONFIG, **changes)) is None
 
 
 def test_the_end_of_text_is_a_stop_token_unless_others_are_given():

@@ -27,8 +27,8 @@ def latent(config=CONFIG):
     return jax.jit(lambda: Transformer(config).init(jax.random.key(4), jnp.zeros((1, 2), jnp.int32))["params"])()
 
 
-def check(packed, config=CONFIG, max_new_tokens=0):
-    return check_parity(latent(config), packed, config, PROMPTS, max_new_tokens=max_new_tokens)
+def check(packed, config=CONFIG, max_new_tokens=0, implementation=None):
+    return check_parity(latent(config), packed, config, PROMPTS, max_new_tokens=max_new_tokens, implementation=implementation)
 
 
 def changed(packed, layer, **changes):
@@ -43,14 +43,16 @@ def changed(packed, layer, **changes):
     return {**packed, "blocks": {**packed["blocks"], "ffn": ffn}}
 
 
-def test_a_packed_model_is_the_latent_one():
-    found = check(trees.pack(latent(), CONFIG), max_new_tokens=5)
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_a_packed_model_is_the_latent_one(implementation):
+    found = check(trees.pack(latent(), CONFIG), max_new_tokens=5, implementation=implementation)
     found.require()
     assert found.proven
     assert (found.layers, found.weights, found.scales) == (14, WEIGHTS, 14)
     assert found.accumulators == COLUMNS * 4  # four prompt tokens; padding is not counted
     assert found.tokens == 10
-    assert found.largest_difference == 0
+    assert found.largest_difference < 1e-5  # XLA may contract what follows a product of its own; the native one is rounded
+    assert found.largest_difference == 0 or implementation is None
     assert found.where is None
 
 

@@ -47,49 +47,149 @@ void Logits(const FloatKernels& kernels, Pool& pool, int64_t threads, const floa
   });
 }
 
+// x as step * codes + rest, with |codes|_1 small enough for `whole_dots`, and what that says of its rough logits.
+struct WholeVector {
+  bool finite;
+  RoughBound bound;
+
+  WholeVector(const float* x, int64_t d, int16_t* codes) {
+    const double n = static_cast<double>(d);
+    double largest = 0, sum = 0, square = 0, squares = 0;
+    for (int64_t j = 0; j < d; j++) {
+      const double size = std::fabs(static_cast<double>(x[j]));
+      largest = std::max(largest, size), sum += size, square += size * size;
+    }
+    finite = std::isfinite(square);
+    // |codes|_1 <= |x|_1 / step + d / 2
+    const double step = finite && sum > 0 ? std::max(largest / 32767, sum / (2147483647.0 / 127 - 0.5 * n - 1)) : 1;
+    for (int64_t j = 0; j < d; j++) {
+      const double code = finite ? std::nearbyint(static_cast<double>(x[j]) / step) : 0, off = static_cast<double>(x[j]) - code * step;
+      codes[j] = static_cast<int16_t>(code);
+      squares += off * off;
+    }
+    // Rounded up, by more than the roundings of this function and of `bounds`. |c|_2 <= 127 sqrt(d); subnormal numbers may count as 0.
+    const double norm = std::sqrt(square) * (1 + 1e-6), rest = std::sqrt(squares) + norm * 1e-9, row = 127 * std::sqrt(n) * (1 + 1e-6);
+    bound = {step, norm, rest * row, (n + sum) * 0x1p-123, norm * row};
+  }
+};
+
+// Tokens that share a pass over the int8 table, and rows of which the largest bounds are kept.
+constexpr int64_t kSharedTokens = 4, kHeadBlock = 64;
+
 // The k tokens with the largest logits among the first `limit`, those of Logits on `table`, equal ones by their id.
-// |logit - rough logit| <= |x| * error[v] says which rows can be among them; only those are read from `table`.
+//
+// With x = step * q + r and row v = scale * c + e, rough logit v is scale * step * (c . q), whose sum is exact, and
+// |logit - rough logit| <= |x| * error[v] + |r| * scale * |c|, where |c|_2 <= 127 sqrt(d): this says which rows can be among the largest.
+// Only those are read from `table`.
 template <typename Pool>
 void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, Array rough,
                       const float* scale, const float* error, int64_t m, int64_t d, int64_t limit, int64_t k, int32_t* ids,
                       float* logits, int32_t* read) {
-  std::vector<float> approximate(static_cast<size_t>(m * limit));
-  Logits(kernels, pool, threads, x, rough, scale, m, limit, d, approximate.data());
-  std::vector<double> low(static_cast<size_t>(limit));
-  for (int64_t i = 0; i < m; i++) {
-    const float* token = x + i * d;
-    double square = 0;
-    for (int64_t j = 0; j < d; j++) square += static_cast<double>(token[j]) * token[j];
-    const double norm = std::sqrt(square) * (1 + 1e-6);  // and error is rounded up: together more than the roundings here
-    const float* rough_logits = approximate.data() + i * limit;
-    if (!std::isfinite(norm)) {
-      for (int64_t c = 0; c < k; c++) {
-        ids[i * k + c] = static_cast<int32_t>(c);
-        logits[i * k + c] = std::numeric_limits<float>::quiet_NaN();
-      }
-      read[i] = 0;
-      continue;
-    }
-    for (int64_t r = 0; r < limit; r++) low[static_cast<size_t>(r)] = rough_logits[r] - norm * error[r];
-    std::nth_element(low.begin(), low.begin() + (k - 1), low.end(), std::greater<double>());
-    const double threshold = low[static_cast<size_t>(k - 1)];
-    std::vector<std::pair<float, int32_t>> rows;
-    for (int64_t r = 0; r < limit; r++) {
-      if (!(rough_logits[r] + norm * error[r] < threshold)) rows.emplace_back(0.0f, static_cast<int32_t>(r));
-    }
-    ParallelFor(pool, rows.size() < 64 ? 1 : threads, static_cast<int64_t>((rows.size() + 31) / 32), [&](int64_t b) {
-      for (size_t c = static_cast<size_t>(b) * 32; c < std::min(rows.size(), static_cast<size_t>(b + 1) * 32); c++) {
-        kernels.dots[static_cast<int>(table.type)](token, d, 1, table.at(rows[c].second * d), d, 1, d, &rows[c].first, 1);
+  const int64_t group = kSharedTokens, block = std::clamp<int64_t>(limit / k, 1, kHeadBlock), blocks = (limit + block - 1) / block;  // at least k blocks
+  const int64_t step = std::max<int64_t>(1, blocks / (threads * 16));
+  std::vector<int16_t> codes(static_cast<size_t>(group * d));
+  std::vector<float> highs(static_cast<size_t>(group * limit)), high_of(static_cast<size_t>(group * blocks)), low_of(high_of.size());
+  for (int64_t first = 0; first < m; first += group) {
+    const int tokens = static_cast<int>(std::min(group, m - first));
+    std::vector<WholeVector> vectors;
+    for (int i = 0; i < tokens; i++) vectors.emplace_back(x + (first + i) * d, d, codes.data() + i * d);
+    ParallelFor(pool, threads, (blocks + step - 1) / step, [&](int64_t task) {
+      for (int64_t b = task * step; b < std::min(blocks, (task + 1) * step); b++) {
+        const int64_t begin = b * block, count = std::min(block, limit - begin);
+        int32_t sums[kSharedTokens * kHeadBlock];
+        kernels.whole_dots(codes.data(), d, tokens, static_cast<const int8_t*>(rough.at(begin * d)), count, d, sums, kHeadBlock);
+        for (int i = 0; i < tokens; i++) {
+          const size_t place = static_cast<size_t>(i * blocks + b);
+          kernels.bounds(sums + i * kHeadBlock, scale + begin, error + begin, count, vectors[static_cast<size_t>(i)].bound,
+                         highs.data() + i * limit + begin, &high_of[place], &low_of[place]);
+        }
       }
     });
-    read[i] = static_cast<int32_t>(rows.size());
-    const auto better = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
-    std::partial_sort(rows.begin(), rows.begin() + k, rows.end(), better);
-    for (int64_t c = 0; c < k; c++) {
-      ids[i * k + c] = rows[static_cast<size_t>(c)].second;
-      logits[i * k + c] = rows[static_cast<size_t>(c)].first;
+    for (int64_t i = 0; i < tokens; i++) {
+      int32_t* token_ids = ids + (first + i) * k;
+      float* token_logits = logits + (first + i) * k;
+      if (!vectors[static_cast<size_t>(i)].finite) {
+        for (int64_t c = 0; c < k; c++) {
+          token_ids[c] = static_cast<int32_t>(c);
+          token_logits[c] = std::numeric_limits<float>::quiet_NaN();
+        }
+        read[first + i] = 0;
+        continue;
+      }
+      // At least k rows, one of each of k blocks, have logits from the k-th largest of these on.
+      const auto lows = low_of.begin() + i * blocks;
+      std::nth_element(lows, lows + (k - 1), lows + blocks, std::greater<float>());
+      const float threshold = lows[k - 1];
+      std::vector<std::pair<float, int32_t>> rows;
+      for (int64_t b = 0; b < blocks; b++) {
+        if (high_of[static_cast<size_t>(i * blocks + b)] < threshold) continue;
+        for (int64_t r = b * block; r < std::min(limit, (b + 1) * block); r++) {
+          if (!(highs[static_cast<size_t>(i * limit + r)] < threshold)) rows.emplace_back(0.0f, static_cast<int32_t>(r));
+        }
+      }
+      ParallelFor(pool, rows.size() < 64 ? 1 : threads, static_cast<int64_t>((rows.size() + 31) / 32), [&](int64_t b) {
+        for (size_t c = static_cast<size_t>(b) * 32; c < std::min(rows.size(), static_cast<size_t>(b + 1) * 32); c++) {
+          kernels.dots[static_cast<int>(table.type)](x + (first + i) * d, d, 1, table.at(rows[c].second * d), d, 1, d, &rows[c].first, 1);
+        }
+      });
+      read[first + i] = static_cast<int32_t>(rows.size());
+      const auto better = [](const auto& a, const auto& b) {  // NaN, of sums that overflow, before all numbers
+        const bool whole_a = a.first == a.first, whole_b = b.first == b.first;
+        if (whole_a != whole_b) return whole_b;
+        return whole_a && a.first != b.first ? a.first > b.first : a.second < b.second;
+      };
+      std::partial_sort(rows.begin(), rows.begin() + k, rows.end(), better);
+      for (int64_t c = 0; c < k; c++) {
+        token_ids[c] = rows[static_cast<size_t>(c)].second;
+        token_logits[c] = rows[static_cast<size_t>(c)].first;
+      }
     }
   }
+}
+
+// The int8 table of rows [V, D]: codes [V, D], step and bound of the error of each row.
+template <typename Pool>
+void QuantizeRows(const FloatKernels& kernels, Pool& pool, int64_t threads, Array table, int64_t v, int64_t d, int8_t* codes, float* scale,
+                  float* error) {
+  ParallelFor(pool, threads, (v + 63) / 64, [&](int64_t b) {
+    for (int64_t r = b * 64; r < std::min(v, (b + 1) * 64); r++) {
+      scale[r] = kernels.quantize(Array{table.at(r * d), table.type}.widened(kernels, d).data(), d, codes + r * d, error + r);
+    }
+  });
+}
+
+// Every 64th byte of `bytes`, added up: as fast as memory can be read, each thread one stream after the other.
+template <typename Pool>
+uint32_t ReadBytes(Pool& pool, int64_t threads, const uint8_t* bytes, int64_t n) {
+  const int64_t step = std::max<int64_t>(4096, RoundUp(n / (threads * 8), 64));
+  std::atomic<uint32_t> total{0};
+  ParallelFor(pool, threads, (n + step - 1) / step, [&](int64_t b) {
+    uint32_t sums[4] = {};
+    const int64_t end = std::min(n, (b + 1) * step);
+    int64_t j = b * step;
+    for (; j + 256 <= end; j += 256) {
+      for (int l = 0; l < 4; l++) {
+        __builtin_prefetch(bytes + j + 64 * l + 2048);
+        sums[l] += bytes[j + 64 * l];
+      }
+    }
+    for (; j < end; j += 64) sums[0] += bytes[j];
+    total += sums[0] + sums[1] + sums[2] + sums[3];
+  });
+  return total;
+}
+
+// out[i, v] = sum_d x[i, d] * table[d, v], the terms of a sum added in order: the product with a table that stands the other way.
+template <typename Pool>
+void LogitsOfColumns(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, int64_t m, int64_t v, int64_t d,
+                     float* out) {
+  constexpr int64_t step = 2048;  // long enough to be read as a stream, and sums of all of them stay in cache
+  ParallelFor(pool, threads, (v + step - 1) / step, [&](int64_t b) {
+    const int64_t begin = b * step, count = std::min(step, v - begin);
+    std::vector<float> sums(static_cast<size_t>(m * count));
+    kernels.combine[static_cast<int>(table.type)](x, d, static_cast<int>(m), table.at(begin), v, d, count, sums.data());
+    for (int64_t i = 0; i < m; i++) std::copy_n(sums.data() + i * count, count, out + i * v + begin);
+  });
 }
 
 struct AttentionCall {

@@ -41,22 +41,34 @@ inline int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) 
 // Kernels read packed rows in steps of this many bytes; what lies behind a row meets activations of zero.
 constexpr int64_t kRowStep = 64;
 
-// Ternary kernels of one instruction set. Activations come arranged as the packed bytes are (see Arrange in ternary.h): blocks of
-// `block` bytes, in a block one plane after the other. Sums are of codes 0..2, modulo 2^32.
+// Tokens that a kernel multiplies at once.
+constexpr int kGroup = 4;
+
+// Rows of which the sums of one token lie beside each other.
+constexpr int64_t kTaskRows = 32;
+
+// Ternary kernels of one instruction set, on vectors of `width` bytes. Vector j of a packed row has P vectors of codes, j * P + p of plane
+// p. Activations come in groups of up to kGroup tokens: vector v of the group's first token, of its second, and so on, then vector v + 1
+// (see Arrange in ternary.h). Sums are of codes 0..2, modulo 2^32.
 struct TernaryKernels {
-  int64_t block[2];  // by encoding
-  // acc[i * ld_acc + r] = sum over row r of codes * x_i, for m <= 4 tokens and `rows` packed rows that lie row_bytes apart
+  int64_t width, panel;  // bytes; rows of a panel
+  int64_t limit;         // vectors of codes that `tile` may sum, 0 for any number
+  // acc[i * ld_acc + r] = sum over row r of codes * x_i, for a group of m tokens and `rows` packed rows that lie row_bytes apart
   // and can be read up to `padded` bytes.
-  void (*rows[2])(const int8_t* x, int64_t ld_x, int m, const uint8_t* codes, int64_t row_bytes, int64_t padded, int64_t rows,
-                  uint32_t* acc, int64_t ld_acc);
-  // The codes of `bytes` packed bytes, a multiple of 64 within one block, one plane after the other.
-  void (*unpack[2])(const uint8_t* packed, int64_t bytes, uint8_t* codes);
-  // acc[i * ld_acc + r] += sum over `length`, a multiple of 64, of w_r * x_i, for any numbers of tokens and rows.
-  void (*tile)(const int8_t* x, int64_t ld_x, int64_t m, const uint8_t* w, int64_t ld_w, int64_t rows, int64_t length, uint32_t* acc,
-               int64_t ld_acc);
+  void (*rows[2])(const int8_t* x, int m, const uint8_t* codes, int64_t row_bytes, int64_t padded, int64_t rows, uint32_t* acc,
+                  int64_t ld_acc);
+  // The codes of `bytes` packed bytes of one row of a panel, a vector every panel * width bytes. What lies `ahead` bytes behind is asked for.
+  void (*unpack[2])(const uint8_t* packed, int64_t bytes, int64_t ahead, uint8_t* codes);
+  // acc[i * kTaskRows + r] += sum over `steps` packed vectors of w_r * x_i, for a group of m tokens and the rows of unpacked panels.
+  void (*tile[2])(const int8_t* x, int m, const uint8_t* w, int64_t panels, int64_t steps, uint32_t* acc);
 };
 
 enum class Type { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
+
+// |logit - rough logit| <= norm * error + rest * scale + floor, where size * scale and that are far below overflow.
+struct RoughBound {
+  double step, norm, rest, floor, size;
+};
 
 // Floating-point kernels. A sum over n has 32 lanes, element j in lane j % 32, each summed in order, and lane l is then added to
 // lane l + 16, l + 8, ..., l + 1: the same bits on every instruction set. No multiplication is fused with an addition; products of two
@@ -74,6 +86,15 @@ struct FloatKernels {
   float (*norm_quantize)(float* x, const float* gain, int64_t n, float eps, bool round, int8_t* codes);
   // x = relu(gate)^2 * up, each product rounded to bfloat16 where `round`.
   void (*relu2)(const float* gate, const float* up, int64_t n, bool round, float* x);
+  // out[i * ld_out + r] = sum over n of x_i * row_r in integers, for m <= 4 vectors x with 127 * |x|_1 < 2^31.
+  void (*whole_dots)(const int16_t* x, int64_t ld_x, int m, const int8_t* rows, int64_t count, int64_t n, int32_t* out, int64_t ld_out);
+  // Of rough logits sums[r] * scale[r] * x.step, at most a bound of x and their row off: how large they can be (high), the largest of high,
+  // and the largest of how small they can be. See TopLogits in floats.h.
+  void (*bounds)(const int32_t* sums, const float* scale, const float* error, int64_t count, const RoughBound& x, float* high,
+                 float* largest_high, float* largest_low);
+  // The int8 codes of a row with |codes * step - row| <= step / 2, and the bound of RoughTable in head.py; returns the step, NaN for a row
+  // that is not finite.
+  float (*quantize)(const float* row, int64_t n, int8_t* codes, float* error);
   // Any of the types as float32.
   void (*widen[3])(const void* from, int64_t n, float* to);
 };

@@ -65,12 +65,13 @@ ffi::Error Guarded(const Function& function) {
   if (!isa) return Invalid("isa=" + std::string(isa_name) + " is not an instruction set of this machine"); \
   BITNET_RETURN_IF_ERROR(CheckThreads(threads))
 
-// x int8 [M, K], x_scale float32 [M, 1], then codes uint8 [N, row_bytes] and scale float32 [] of each matrix; a result [M, N] for each.
+// x int8 [M, K], x_scale float32 [M, 1], then for each stack of matrices codes uint8 [L, N, row_bytes], scale float32 [L] and int32 [], which
+// of them is meant; a result [M, N] for each.
 ffi::Error Ternary(ffi::ThreadPool pool, std::string_view encoding, std::string_view isa_name, int64_t threads, ffi::RemainingArgs args,
                    ffi::RemainingRets rets) {
   BITNET_FIND_ISA();
   if (encoding != "two_bit" && encoding != "base3") return Invalid("encoding=" + std::string(encoding) + " must be two_bit or base3");
-  if (args.size() < 4 || args.size() != 2 + 2 * rets.size()) return Invalid("the numbers of operands and results do not fit");
+  if (args.size() < 5 || args.size() != 2 + 3 * rets.size()) return Invalid("the numbers of operands and results do not fit");
   const ffi::AnyBuffer x = *args.get<ffi::AnyBuffer>(0), x_scale = *args.get<ffi::AnyBuffer>(1);
   BITNET_RETURN_IF_ERROR(Check("x", x, ffi::S8, {-1, -1}));
   TernaryCall call;
@@ -83,16 +84,46 @@ ffi::Error Ternary(ffi::ThreadPool pool, std::string_view encoding, std::string_
   call.encoding = encoding == "two_bit" ? Encoding::kTwoBit : Encoding::kBase3;
   call.row_bytes = call.encoding == Encoding::kTwoBit ? RoundUp(call.k, 128) / 4 : (call.k + 4) / 5;
   for (size_t i = 0; i < rets.size(); i++) {
-    const ffi::AnyBuffer codes = *args.get<ffi::AnyBuffer>(2 + 2 * i), scale = *args.get<ffi::AnyBuffer>(3 + 2 * i);
-    const ffi::AnyBuffer out = **rets.get<ffi::AnyBuffer>(i);
-    BITNET_RETURN_IF_ERROR(Check("codes", codes, ffi::U8, {-1, call.row_bytes}));
-    BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {}));
-    const int64_t n = codes.dimensions()[0];
+    const ffi::AnyBuffer codes = *args.get<ffi::AnyBuffer>(2 + 3 * i), scale = *args.get<ffi::AnyBuffer>(3 + 3 * i);
+    const ffi::AnyBuffer layer = *args.get<ffi::AnyBuffer>(4 + 3 * i), out = **rets.get<ffi::AnyBuffer>(i);
+    BITNET_RETURN_IF_ERROR(Check("codes", codes, ffi::U8, {-1, -1, call.row_bytes}));
+    const int64_t layers = codes.dimensions()[0], n = codes.dimensions()[1];
+    BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {layers}));
+    BITNET_RETURN_IF_ERROR(Check("layer", layer, ffi::S32, {}));
+    const int64_t place = *layer.typed_data<int32_t>();
+    if (place < 0 || place >= layers) {
+      return Invalid("layer=" + std::to_string(place) + " must be from 0 to " + std::to_string(layers - 1));
+    }
     call.bfloat16 = (i == 0 ? out.element_type() : call.bfloat16 ? ffi::BF16 : ffi::F32) == ffi::BF16;
     BITNET_RETURN_IF_ERROR(Check("out", out, call.bfloat16 ? ffi::BF16 : ffi::F32, {call.m, n}));
-    call.matrices.push_back({codes.typed_data<uint8_t>(), *scale.typed_data<float>(), n, out.untyped_data()});
+    call.matrices.push_back({codes.typed_data<uint8_t>() + place * n * call.row_bytes, scale.typed_data<float>()[place], n, out.untyped_data()});
   }
   return Guarded([&] { TernaryMatmul(*isa->ternary, call, pool, Threads(pool, threads)); });
+}
+
+// sums float32 [M, N], x_scale float32 [M, 1], scale float32 []; out [M, N]: what Ternary makes of sums that another product gave.
+ffi::Error ScaleCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer sums, ffi::AnyBuffer x_scale,
+                     ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> out) {
+  BITNET_FIND_ISA();
+  BITNET_RETURN_IF_ERROR(Check("sums", sums, ffi::F32, {-1, -1}));
+  const int64_t m = sums.dimensions()[0], n = sums.dimensions()[1];
+  BITNET_RETURN_IF_ERROR(Check("x_scale", x_scale, ffi::F32, {m, 1}));
+  BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {}));
+  const bool bfloat16 = out->element_type() == ffi::BF16;
+  BITNET_RETURN_IF_ERROR(Check("out", *out, bfloat16 ? ffi::BF16 : ffi::F32, {m, n}));
+  return Guarded([&] {
+    ParallelFor(pool, m * n < 1 << 16 ? 1 : Threads(pool, threads), m, [&](int64_t i) {
+      const float step = x_scale.typed_data<float>()[i] * *scale.typed_data<float>();
+      for (int64_t j = i * n; j < (i + 1) * n; j++) {
+        const float value = sums.typed_data<float>()[j] * step;
+        if (bfloat16) {
+          static_cast<uint16_t*>(out->untyped_data())[j] = ToBfloat16(value);
+        } else {
+          out->typed_data<float>()[j] = value;
+        }
+      }
+    });
+  });
 }
 
 // The types that floating-point operands may have.
@@ -106,23 +137,28 @@ bool TypeOf(const ffi::AnyBuffer& buffer, bool int8, Array* array) {
   }
 }
 
-// x [M, D], table [V, D], scale float32 [V] for int8 tables, else [0]; logits float32 [M, V].
-ffi::Error LogitsCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer x, ffi::AnyBuffer table,
+// x [M, D], table [V, D], scale float32 [V] for int8 tables, else [0]; logits float32 [M, V]. With `columns` the table is [D, V], and not int8.
+ffi::Error LogitsCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, bool columns, ffi::AnyBuffer x, ffi::AnyBuffer table,
                       ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> out) {
   BITNET_FIND_ISA();
   Array values{}, rows{};
   if (!TypeOf(x, false, &values)) return Invalid("x must be float32 or bfloat16");
-  if (!TypeOf(table, true, &rows)) return Invalid("table must be float32, bfloat16 or int8");
+  if (!TypeOf(table, !columns, &rows)) return Invalid(columns ? "table must be float32 or bfloat16" : "table must be float32, bfloat16 or int8");
   BITNET_RETURN_IF_ERROR(Check("x", x, x.element_type(), {-1, -1}));
   const int64_t m = x.dimensions()[0], d = x.dimensions()[1];
-  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), {-1, d}));
-  const int64_t v = table.dimensions()[0];
+  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), columns ? std::vector<int64_t>{d, -1} : std::vector<int64_t>{-1, d}));
+  const int64_t v = table.dimensions()[columns ? 1 : 0];
   const bool scaled = rows.type == Type::kInt8;
   BITNET_RETURN_IF_ERROR(Check("scale", scale, ffi::F32, {scaled ? v : 0}));
   BITNET_RETURN_IF_ERROR(Check("out", *out, ffi::F32, {m, v}));
   return Guarded([&] {
-    Logits(*isa->floats, pool, Threads(pool, threads), values.widened(*isa->floats, m * d).data(), rows,
-           scaled ? scale.typed_data<float>() : nullptr, m, v, d, out->typed_data<float>());
+    const std::vector<float> wide = values.widened(*isa->floats, m * d);
+    if (columns) {
+      LogitsOfColumns(*isa->floats, pool, Threads(pool, threads), wide.data(), rows, m, v, d, out->typed_data<float>());
+    } else {
+      Logits(*isa->floats, pool, Threads(pool, threads), wide.data(), rows, scaled ? scale.typed_data<float>() : nullptr, m, v, d,
+             out->typed_data<float>());
+    }
   });
 }
 
@@ -154,6 +190,34 @@ ffi::Error TopCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t thre
     TopLogits(*isa->floats, pool, Threads(pool, threads), values.widened(*isa->floats, m * d).data(), rows,
               Array{rough.untyped_data(), Type::kInt8}, scale.typed_data<float>(), error_bound.typed_data<float>(), m, d, first, k,
               ids->typed_data<int32_t>(), logits->typed_data<float>(), read->typed_data<int32_t>());
+  });
+}
+
+// table [V, D]; codes int8 [V, D], scale and error float32 [V].
+ffi::Error QuantizeCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer table,
+                        ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> scale, ffi::Result<ffi::AnyBuffer> error_bound) {
+  BITNET_FIND_ISA();
+  Array rows{};
+  if (!TypeOf(table, false, &rows)) return Invalid("table must be float32 or bfloat16");
+  BITNET_RETURN_IF_ERROR(Check("table", table, table.element_type(), {-1, -1}));
+  const int64_t v = table.dimensions()[0], d = table.dimensions()[1];
+  BITNET_RETURN_IF_ERROR(Check("codes", *codes, ffi::S8, {v, d}));
+  BITNET_RETURN_IF_ERROR(Check("scale", *scale, ffi::F32, {v}));
+  BITNET_RETURN_IF_ERROR(Check("error", *error_bound, ffi::F32, {v}));
+  return Guarded([&] {
+    QuantizeRows(*isa->floats, pool, Threads(pool, threads), rows, v, d, codes->typed_data<int8_t>(), scale->typed_data<float>(),
+                 error_bound->typed_data<float>());
+  });
+}
+
+// bytes uint8 [n]; the sum of every 64th of them, uint32 [].
+ffi::Error ReadCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer bytes,
+                    ffi::Result<ffi::AnyBuffer> sum) {
+  BITNET_FIND_ISA();
+  BITNET_RETURN_IF_ERROR(Check("bytes", bytes, ffi::U8, {-1}));
+  BITNET_RETURN_IF_ERROR(Check("sum", *sum, ffi::U32, {}));
+  return Guarded([&] {
+    *sum->typed_data<uint32_t>() = ReadBytes(pool, Threads(pool, threads), bytes.typed_data<uint8_t>(), bytes.dimensions()[0]);
   });
 }
 
@@ -228,15 +292,20 @@ ffi::Error NormQuantizeCall(ffi::ThreadPool pool, std::string_view isa_name, int
 #define BITNET_RET() Ret<xla::ffi::AnyBuffer>()
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_logits, bitnet::LogitsCall,
-                              BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
+                              BITNET_BINDING().Attr<bool>("columns").BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_top_logits, bitnet::TopCall,
                               BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET()
                                   .BITNET_RET().BITNET_RET());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_quantize_table, bitnet::QuantizeCall,
+                              BITNET_BINDING().BITNET_ARG().BITNET_RET().BITNET_RET().BITNET_RET());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_read, bitnet::ReadCall, BITNET_BINDING().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_attention, bitnet::AttentionHandler,
                               BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_ARG()
                                   .BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_norm_quantize, bitnet::NormQuantizeCall,
                               BITNET_BINDING().Attr<float>("eps").BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET().BITNET_RET());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_scale, bitnet::ScaleCall,
+                              BITNET_BINDING().BITNET_ARG().BITNET_ARG().BITNET_ARG().BITNET_RET());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(bitnet_ternary_matmul, bitnet::Ternary,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
