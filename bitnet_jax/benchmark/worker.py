@@ -103,7 +103,7 @@ def twin(job: dict[str, Any]) -> dict[str, Any]:
         bits = random.integers(0, 1 << 8, shape.shape, np.uint16)
         return (((bits & 0x80) << 8) | (0x3C80 + (bits & 0x7F))).astype(np.uint16).view(ml_dtypes.bfloat16).astype(config.dtype.value)
 
-    return _paces(jax.device_put(jax.tree.map(leaf, parameter_shapes(config))), config, job)
+    return _paces(jax.tree.map(lambda shape: jax.device_put(leaf(shape)), parameter_shapes(config)), config, job)
 
 
 def start(job: dict[str, Any]) -> dict[str, Any]:
@@ -121,8 +121,13 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def bandwidth(job: dict[str, Any]) -> dict[str, Any]:
-    """Bytes a second that the cores can read from memory."""
-    return {"bytes_per_second": _read_bandwidth(_BANDWIDTH_BYTES, job["threads"])}
+    """Bytes a second that the cores can read from memory; without native kernels they are not measured, and nothing is held to them."""
+    from bitnet_jax.cpu import build, read_bandwidth
+
+    reason = build.unavailable()
+    if reason is not None:
+        return {"failed": reason}
+    return {"bytes_per_second": 1e9 * read_bandwidth(_BANDWIDTH_BYTES, job["threads"])}
 
 
 JOBS = {"make": make, "describe": describe, "speed": speed, "twin": twin, "start": start, "bandwidth": bandwidth}
@@ -171,28 +176,9 @@ def _options(params: Any, config: Any, job: dict[str, Any]) -> dict[str, Any]:
 
     prompt = np.random.default_rng(job["seed"]).integers(0, config.vocab_size, job["prompt"], np.int32)
     options = {"prompts": [prompt], "max_new_tokens": job["generate"], "stop_tokens": (), "implementation": job["implementation"]}
-    make = getattr(inference, "first_pass", None)  # development only: until it is merged
-    if make is not None and job["implementation"] in (None, "native"):
-        options["first_pass"] = make(params, config)
+    if job["implementation"] in (None, "native"):
+        options["first_pass"] = inference.first_pass(params, config)
     return options
-
-
-def _read_bandwidth(size: int, threads: int) -> float:
-    try:
-        from bitnet_jax.cpu import read_bandwidth  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError:  # development only: until the native reader is merged
-        from concurrent.futures import ThreadPoolExecutor
-
-        import numpy as np
-
-        parts, best = np.array_split(np.ones(size // 8, np.int64), threads), 0.0
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in range(5):
-                begun = time.perf_counter()
-                list(pool.map(np.max, parts))
-                best = max(best, size / (time.perf_counter() - begun))
-        return best
-    return 1e9 * read_bandwidth(size, threads)
 
 
 def _processor_flags() -> list[str]:
