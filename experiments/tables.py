@@ -12,6 +12,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from bitnet_jax.benchmark import results as cpu_results
+from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +142,17 @@ def fuzz() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quickstart": quickstart, "throughput": throughput, "conversions": conversions, "parity": parity, "fuzz": fuzz}
+def cpu() -> str:
+    """Text generation on a CPU beside other programs: what `bitnet-jax bench --table` shows."""
+    parts = []
+    for path in sorted((RESULTS / "cpu").glob("*.json")):
+        found = cpu_results.read(path)
+        parts += [f"{one.title}\n\n{one.markdown()}" for one in cpu_table.tables(found)]
+        parts.append(f"On {cpu_table.machine(found)}; medians, with the least and the most.")
+    return "\n\n".join(parts) or "not run"
+
+
+TABLES = {"quickstart": quickstart, "throughput": throughput, "conversions": conversions, "parity": parity, "fuzz": fuzz, "cpu": cpu}
 
 
 def _read(path: Path) -> dict[str, Any]:

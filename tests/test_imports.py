@@ -26,7 +26,7 @@ LAYERS = (
     ("evaluation", "inference"),
     ("training", "formats"),
     ("models", "statistics", "plotting"),
-    ("conversion",),
+    ("conversion", "benchmark"),
     ("",),  # bitnet_jax/__init__.py, the table of contents
     ("cli",),
     ("__main__",),
