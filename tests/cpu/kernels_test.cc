@@ -89,6 +89,17 @@ void Floats(const bitnet::Isa& isa, int64_t m, int64_t v, int64_t d) {
   std::vector<int32_t> ids(static_cast<size_t>(m)), read(static_cast<size_t>(m));
   std::vector<float> best(static_cast<size_t>(m));
   for (auto& value : error) value = 1e-3f;
+  for (int64_t r = 0; r < v; r++) {  // the int8 table of a table of whole numbers up to 127 / 2 is that table
+    std::vector<float> row(static_cast<size_t>(d), 63.5f);
+    std::vector<int8_t> nearest(static_cast<size_t>(d));
+    for (int64_t j = 1; j < d; j++) row[static_cast<size_t>(j)] = rough[static_cast<size_t>(r * d + j)] * 0.5f;
+    float bound = 0;
+    right = isa.floats->quantize(row.data(), d, nearest.data(), &bound) == 0.5f && nearest[0] == 127;
+    right = right && bound < 0.01f * static_cast<float>(d);
+    for (int64_t j = 1; j < d; j++) right = right && nearest[static_cast<size_t>(j)] == rough[static_cast<size_t>(r * d + j)];
+    if (!right) break;
+  }
+  Expect(right, isa.name, "quantize", 1, d, v);
   bitnet::TopLogits(*isa.floats, pool, 2, x.data(), rows, bitnet::Array{rough.data(), bitnet::Type::kInt8}, scale.data(), error.data(), m, d, v,
                     1, ids.data(), best.data(), read.data());
   right = true;
@@ -109,6 +120,32 @@ void Floats(const bitnet::Isa& isa, int64_t m, int64_t v, int64_t d) {
     right = right && std::fabs(quantized[static_cast<size_t>(j)] - x[static_cast<size_t>(j)] * 127 / std::fmax(largest, 1e-30f)) <= 0.501f;
   }
   Expect(right, isa.name, "norm_quantize", 1, d, 1);
+}
+
+// The largest sums that the first pass of TopLogits may meet: 127 * |x|_1 just below 2^31.
+void Whole(const bitnet::Isa& isa, int64_t d) {
+  const int16_t most = static_cast<int16_t>(std::min<int64_t>(32767, INT32_MAX / 127 / d));
+  for (const int sign : {1, -1}) {
+    std::vector<int16_t> x(static_cast<size_t>(4 * d), static_cast<int16_t>(sign * most));
+    std::vector<int8_t> rows(static_cast<size_t>(3 * d), 127);
+    for (const int m : {1, 2, 3, 4}) {
+      std::vector<int32_t> out(static_cast<size_t>(3 * m));
+      isa.floats->whole_dots(x.data(), d, m, rows.data(), 3, d, out.data(), 3);
+      bool right = true;
+      for (const int32_t sum : out) right = right && sum == sign * 127 * most * d;
+      Expect(right, isa.name, "whole dots", m, d, 3);
+    }
+  }
+}
+
+void Read() {
+  Pool pool;
+  for (const int64_t n : {1, 64, 65, 4095, 4161, 100000}) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(n));
+    uint32_t sum = 0;
+    for (int64_t j = 0; j < n; j++) sum += (bytes[static_cast<size_t>(j)] = static_cast<uint8_t>(Random())) * (j % 64 == 0);
+    Expect(bitnet::ReadBytes(pool, 2, bytes.data(), n) == sum, "any", "read", 1, 1, n);
+  }
 }
 
 void Attend(const bitnet::Isa& isa, int64_t present, int64_t h) {
@@ -156,13 +193,16 @@ int main() {
         }
       }
       for (const int fill : {1, -1}) {
-        for (const int64_t m : {1, 9}) Ternary(isa, encoding, m, 45568, 2, fill);
+        for (const int64_t m : {1, 2, 4, 18}) Ternary(isa, encoding, m, 45568, 2, fill);
       }
+      Ternary(isa, encoding, 130, 300, 37, 0);  // more tokens and rows than are multiplied at once
     }
     for (const int64_t d : {1, 31, 64, 257}) {
       for (const int64_t m : {1, 3, 6}) Floats(isa, m, 70, d);
     }
+    for (const int64_t d : {1, 63, 516, 2560, 45568}) Whole(isa, d);
     for (const int64_t h : {7, 8, 20, 128}) Attend(isa, 33, h);
   }
+  Read();
   return failures != 0;
 }

@@ -55,7 +55,7 @@ def test_float32_logits_agree_within_rounding(isa: str) -> None:
 @each_isa
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
 def test_the_int8_table_is_the_nearest_one(dtype: Any, isa: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cpu.head, "_BLOCK", 100)
+    monkeypatch.setattr("bitnet_jax.cpu.head._BLOCK", 100)
     rng = np.random.default_rng(0)
     values = (rng.standard_normal((230, 300)) * 10.0 ** rng.integers(-12, 12, (230, 1))).astype(dtype)
     values[7], values[8, 1:], values[9] = 0, 0, 1e-39
@@ -148,6 +148,16 @@ def near_ties(rng: np.random.Generator, v: int, d: int) -> tuple[np.ndarray, np.
     return rng.standard_normal((3, d)), table
 
 
+def below_the_step(rng: np.random.Generator, v: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    # One feature sets the step of x, and no row has it. Of the others only two are as much as half a step, so that the first pass sees
+    # row 0 before row 1, against all the rest.
+    x, table = np.full((3, d), 0.45 / 32767), rng.integers(-1, 2, (v, d)) * 1.0
+    x[:, 0], x[:, 1:3] = 1, 0.55 / 32767
+    table[0], table[1] = -1, 1
+    table[0, 1:3], table[1, 1:3], table[:, 0] = 1, -1, 0
+    return x, table
+
+
 def scaled(x_scale: float, table_scale: float) -> Any:
     return lambda rng, v, d: (rng.standard_normal((3, d)) * x_scale, rng.standard_normal((v, d)) * table_scale)
 
@@ -158,6 +168,7 @@ HARD = {
     "equal rows": lambda rng, v, d: (rng.standard_normal((3, d)), np.ones((v, d))),
     "hidden states of zero": lambda rng, v, d: (np.zeros((3, d)), rng.standard_normal((v, d))),
     "a table of zeros": lambda rng, v, d: (rng.standard_normal((3, d)), np.zeros((v, d))),
+    "features below the step": below_the_step,
     "one feature": lambda rng, v, d: (np.eye(3, d) * 7, rng.standard_normal((v, d))),
     "largest codes": lambda rng, v, d: (np.full((3, d), 1e3), np.where(np.arange(v)[:, None] % 2, 1.0, -1.0) * np.ones((v, d))),
     "tiny hidden states": scaled(1e-30, 1),

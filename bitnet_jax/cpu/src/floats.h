@@ -85,7 +85,8 @@ template <typename Pool>
 void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, Array rough,
                       const float* scale, const float* error, int64_t m, int64_t d, int64_t limit, int64_t k, int32_t* ids,
                       float* logits, int32_t* read) {
-  const int64_t group = kSharedTokens, block = std::clamp<int64_t>(limit / k, 1, kHeadBlock), blocks = (limit + block - 1) / block;  // at least k blocks
+  const int64_t group = kSharedTokens, block = std::clamp<int64_t>(limit / k, 1, kHeadBlock);
+  const int64_t blocks = (limit + block - 1) / block;  // at least k
   const int64_t step = std::max<int64_t>(1, blocks / (threads * 16));
   std::vector<int16_t> codes(static_cast<size_t>(group * d));
   std::vector<float> highs(static_cast<size_t>(group * limit)), high_of(static_cast<size_t>(group * blocks)), low_of(high_of.size());

@@ -57,7 +57,8 @@ struct TernaryKernels {
   // and can be read up to `padded` bytes.
   void (*rows[2])(const int8_t* x, int m, const uint8_t* codes, int64_t row_bytes, int64_t padded, int64_t rows, uint32_t* acc,
                   int64_t ld_acc);
-  // The codes of `bytes` packed bytes of one row of a panel, a vector every panel * width bytes. What lies `ahead` bytes behind is asked for.
+  // The codes of `bytes` packed bytes of one row of a panel, a vector every panel * width bytes. What lies `ahead` bytes behind is asked
+  // for from memory.
   void (*unpack[2])(const uint8_t* packed, int64_t bytes, int64_t ahead, uint8_t* codes);
   // acc[i * kTaskRows + r] += sum over `steps` packed vectors of w_r * x_i, for a group of m tokens and the rows of unpacked panels.
   void (*tile[2])(const int8_t* x, int m, const uint8_t* w, int64_t panels, int64_t steps, uint32_t* acc);

@@ -167,8 +167,9 @@ void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, Pool&
           }
           for (int64_t token = first; token < last; token += kGroup) {
             const int64_t tokens = std::min<int64_t>(kGroup, m - token);
+            uint32_t* to = acc.data() + (token - first) * kTaskRows + (r - begin);
             kernels.tile[code](x + token * length + from * planes * tokens, static_cast<int>(tokens), panels,
-                               (count + kernels.panel - 1) / kernels.panel, bytes / width, acc.data() + (token - first) * kTaskRows + (r - begin));
+                               (count + kernels.panel - 1) / kernels.panel, bytes / width, to);
           }
         }
       }
