@@ -91,7 +91,8 @@ def main(args: list[str] | None = None) -> int:
         found.append({"engine": engine.name, "tokens": made.size, "differ": int((made != expected).sum()), "seconds": round(seconds, 1)})
         print(f"{engine.name}: {found[-1]['differ']} of {made.size} tokens differ")
     facts = {
-        "run": model.provenance,
+        "run": parsed.run.name,
+        "step": model.provenance.get("step"),
         "parameters": sum(int(np.prod(leaf.shape)) for _, leaf in params.leaves(model.params)),
         "settings": {name: getattr(parsed, name) for name in ("prompts", "prompt_tokens", "new_tokens", "batch", "dtype")},
         "distinct_tokens": int(np.unique(latent[None][0]).size),

@@ -152,7 +152,28 @@ def cpu() -> str:
     return "\n\n".join(parts) or "not run"
 
 
-TABLES = {"quickstart": quickstart, "throughput": throughput, "conversions": conversions, "parity": parity, "fuzz": fuzz, "cpu": cpu}
+def lossless() -> str:
+    """How many greedy tokens of packed engines differ from those of the latent model."""
+    lines = ["| compute type | engine | prompts × new tokens | tokens that differ |", "|---|---|---:|---:|"]
+    for path in sorted((RESULTS / "lossless").glob("*.json")):
+        facts = _read(path)
+        asked = facts["settings"]
+        lines += [
+            f"| {asked['dtype']} | {one['engine']} | {asked['prompts']} × {asked['new_tokens']} | {one['differ']} of {one['tokens']:,} |"
+            for one in facts["engines"]
+        ]
+    return "\n".join(lines) if len(lines) > 2 else "not run"
+
+
+TABLES = {
+    "quickstart": quickstart,
+    "throughput": throughput,
+    "conversions": conversions,
+    "parity": parity,
+    "fuzz": fuzz,
+    "lossless": lossless,
+    "cpu": cpu,
+}
 
 
 def _read(path: Path) -> dict[str, Any]:
