@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bitnet_jax import dot
-from bitnet_jax.array_types import Array, Float
-from bitnet_jax.config import ActivationQuantizer, Arithmetic, Linear, ModelConfig, NormPlacement, WeightQuantizer
+from bitnet_jax import cpu, dot
+from bitnet_jax.array_types import Array, Float, Float32
+from bitnet_jax.config import ActivationQuantizer, Arithmetic, Linear, ModelConfig, NormKind, NormPlacement, WeightQuantizer
 from bitnet_jax.errors import UserError
 from bitnet_jax.norms import normalize
 from kernels_pallas import PackedLayer, PackedTernary
@@ -35,7 +36,7 @@ class BitLinear(nn.Module):
     native: bool = False
 
     @nn.compact
-    def kernel(self, x: Float[Array, "... K"]) -> Float[Array, "K N"] | PackedTernary | PackedLayer:
+    def kernel(self, x: Float[Array, "... K"] | dot.Activations) -> Float[Array, "K N"] | PackedTernary | PackedLayer:
         """The kernel [K, N] that `x` is multiplied by. Raises UserError where its shape is another one."""
         config, shape = self.config, (x.shape[-1], self.features)
         if self.has_variable("params", "kernel"):
@@ -47,12 +48,12 @@ class BitLinear(nn.Module):
             raise UserError(f"{'/'.join(self.path)}/kernel has shape {tuple(kernel.shape)}: must be {shape}, as the configuration says")
         return kernel
 
-    def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... N"]:
+    def __call__(self, x: Float[Array, "... K"] | dot.Activations) -> Float[Array, "... N"]:
         """Raises UserError as `products`."""
         return products(x, [self])[0]
 
 
-def products(x: Float[Array, "... K"], layers: Sequence[BitLinear]) -> list[Float[Array, "... N"]]:
+def products(x: Float[Array, "... K"] | dot.Activations, layers: Sequence[BitLinear]) -> list[Float[Array, "... N"]]:
     """The outputs of several `BitLinear` of one configuration with the same input, in one call where their weights are packed.
 
     Raises:
@@ -61,8 +62,8 @@ def products(x: Float[Array, "... K"], layers: Sequence[BitLinear]) -> list[Floa
     """
     config, implementation = layers[0].config, layers[0].implementation
     kernels = [layer.kernel(x) for layer in layers]
-    if config.norm is NormPlacement.INSIDE:
-        x = normalize(x, config.norm_kind, config.norm_eps)
+    if config.norm is NormPlacement.INSIDE and not isinstance(x, dot.Activations):
+        x = normalized(x, None, config, layers[0].native)
     packed = [kernel for kernel in kernels if isinstance(kernel, PackedTernary | PackedLayer)]
     if packed and config.linear is not Linear.BIT:
         raise UserError(f"{_names(layers)} are packed: a model with linear={config.linear.value} has no ternary weights")
@@ -75,13 +76,46 @@ def products(x: Float[Array, "... K"], layers: Sequence[BitLinear]) -> list[Floa
     ]
 
 
-def _product(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: ModelConfig, native: bool) -> Float[Array, "... N"]:
+def _product(
+    x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K N"], config: ModelConfig, native: bool
+) -> Float[Array, "... N"]:
+    if native and _rounds(config):
+        return dot.rounded(x, kernel, config.quant)
+    assert not isinstance(x, dot.Activations)
     if config.linear is Linear.FULL:
         return dot.full(x, kernel)
-    integers = is_ternary(config) and config.quant.arithmetic is Arithmetic.INTEGER
-    if native and integers and config.quant.activation is not ActivationQuantizer.NONE and config.quant.weight_group is None:
-        return dot.rounded(x, kernel, config.quant)
     return dot.quantized(x, kernel, config.quant)
+
+
+def normalized(
+    x: Float[Array, "... K"],
+    gain: Float32[Array, "K"] | None,
+    config: ModelConfig,
+    native: bool = False,
+    up: Float[Array, "... K"] | None = None,
+) -> Float[Array, "... K"] | dot.Activations:
+    """The norm that stands before a product, times `gain`; quantised in the same pass where the native library does both.
+
+    With `up` it is that of relu(x)^2 * up.
+    """
+    if not native or not _rounds(config) or config.norm_kind is not NormKind.RMS or config.quant.activation_bits != 8:
+        x = x if up is None else jnp.square(jax.nn.relu(x)) * up  # overflows float16, which is why DType has none
+        y = normalize(x, config.norm_kind, config.norm_eps)
+        return y if gain is None else y * jnp.expand_dims(gain.astype(x.dtype), range(x.ndim - 1))
+    gain = jnp.ones(x.shape[-1:], jnp.float32) if gain is None else gain
+    rows = x.reshape(-1, x.shape[-1])
+    if up is None:
+        codes, scale = cpu.norm_quantize(rows, gain, config.norm_eps)
+    else:
+        codes, scale = cpu.relu2_norm_quantize(rows, up.reshape(rows.shape), gain, config.norm_eps)
+    return dot.Activations(codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1), x.dtype)
+
+
+def _rounds(config: ModelConfig) -> bool:
+    """Whether latent weights have products that the native library ends, and so the bits of packed ones."""
+    if not is_ternary(config) or config.quant.arithmetic is not Arithmetic.INTEGER:
+        return False
+    return config.quant.activation is not ActivationQuantizer.NONE and config.quant.weight_group is None
 
 
 def _names(layers: Sequence[BitLinear]) -> str:

@@ -6,13 +6,13 @@ bytes compute the same integers; both then multiply by the same scale, once. Tha
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from bitnet_jax import cpu, quant
-from bitnet_jax.array_types import Array, Float
+from bitnet_jax.array_types import Array, Float, Float32, Int8
 from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import UserError
 from kernels_pallas import IMPLEMENTATIONS, PackedLayer, PackedTernary, ternary_matmuls
@@ -40,17 +40,41 @@ def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: Qua
     return full(quant.fake_quantize_activations(x, config), w)
 
 
-def rounded(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
+class Activations(NamedTuple):
+    """Activations that are quantised already: by the norm that stood before the product (`cpu.norm_quantize`)."""
+
+    codes: Int8[Array, "... K"]
+    scale: Float32[Array, "... 1"]
+    dtype: Any
+    """Type of what was quantised, and of the product."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of `codes`."""
+        return self.codes.shape
+
+
+def _quantize(x: Float[Array, "... K"] | Activations, config: QuantConfig) -> Activations:
+    if isinstance(x, Activations):
+        return x
+    codes, scale = quant.quantize_activations(x, config.for_inference)
+    return Activations(codes.astype(jnp.int8), scale, x.dtype)
+
+
+def rounded(x: Float[Array, "... K"] | Activations, kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
     """`quantized` by `INTEGER` with one weight scale, without gradients and with every product rounded as the native library rounds it:
     the bits of `packed` by that library."""
-    weights, activations = quant.quantize_weights(kernel, config), quant.quantize_activations(x, config)
+    weights, activations = quant.quantize_weights(kernel, config), _quantize(x, config)
     sums = _matmul(activations.codes.astype(x.dtype), weights.codes.astype(x.dtype)).reshape(-1, kernel.shape[1])
     y = cpu.scale(sums, activations.scale.reshape(-1, 1), weights.scale.reshape(()), x.dtype)
     return y.reshape(*x.shape[:-1], -1)
 
 
 def packed(
-    x: Float[Array, "... K"], kernels: Sequence[PackedTernary | PackedLayer], config: QuantConfig, implementation: str | None = None
+    x: Float[Array, "... K"] | Activations,
+    kernels: Sequence[PackedTernary | PackedLayer],
+    config: QuantConfig,
+    implementation: str | None = None,
 ) -> list[Float[Array, "... N"]]:
     """The products of quantised activations and packed ternary matrices, in the type of `x`.
 
@@ -68,9 +92,10 @@ def packed(
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise UserError(f"implementation {implementation!r} is unknown: must be one of {', '.join(IMPLEMENTATIONS)}")
     if config.activation is ActivationQuantizer.NONE:
+        assert not isinstance(x, Activations)
         return ternary_matmuls(x, kernels, out_dtype=x.dtype, implementation=implementation)
-    codes, scale = quant.quantize_activations(x, config.for_inference)
-    return ternary_matmuls(codes.astype(jnp.int8), kernels, x_scale=scale, out_dtype=x.dtype, implementation=implementation)
+    codes, scale, dtype = _quantize(x, config)
+    return ternary_matmuls(codes, kernels, x_scale=scale, out_dtype=dtype, implementation=implementation)
 
 
 # --- the plain product and its gradients -----------------------------------------------------------------------------

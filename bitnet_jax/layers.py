@@ -8,10 +8,10 @@ from flax import linen as nn
 
 from bitnet_jax import cpu
 from bitnet_jax.array_types import Array, Float, Int32, Keys, Positions, Queries, Values
-from bitnet_jax.bitlinear import BitLinear, products
+from bitnet_jax.bitlinear import BitLinear, normalized, products
 from bitnet_jax.config import FeedForward as FeedForwardKind
 from bitnet_jax.config import ModelConfig, NormPlacement
-from bitnet_jax.norms import normalize
+from bitnet_jax.dot import Activations
 
 # --- functions -------------------------------------------------------------------------------------------------------
 
@@ -61,14 +61,15 @@ def gate(kind: FeedForwardKind, x: Float[Array, "... F"]) -> Float[Array, "... F
 
 
 class Norm(nn.Module):
-    """`normalize` times a learned gain `scale` [D], float32, initially one."""
+    """The norm times a learned gain `scale` [D], float32, initially one. Before a linear layer it may quantise too: see `normalized`."""
 
     config: ModelConfig
+    native: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32).astype(x.dtype)
-        return normalize(x, self.config.norm_kind, self.config.norm_eps) * jnp.expand_dims(scale, range(x.ndim - 1))
+    def __call__(self, x: Float[Array, "... D"], up: Float[Array, "... D"] | None = None) -> Float[Array, "... D"] | Activations:
+        gain = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        return normalized(x, gain, self.config, self.native, up)
 
 
 class Attention(nn.Module):
@@ -81,7 +82,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        x: Float[Array, "B T D"] | Activations,
         positions: Positions,
         cache: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None,
         layer: Int32[Array, ""],
@@ -104,7 +105,7 @@ class Attention(nn.Module):
             out = _cached_attention(q, cache, layer, positions, self.native)
         out = out.reshape(batch, time, -1)
         if config.norm is NormPlacement.SUB:
-            out = Norm(config, name="sub_norm")(out)
+            out = Norm(config, self.native, name="sub_norm")(out)
         return linear("o", config.hidden_size)(out), cache
 
 
@@ -140,7 +141,7 @@ class FeedForward(nn.Module):
     native: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... D"] | Activations) -> Float[Array, "... D"]:
         config = self.config
 
         def linear(name: str, features: int) -> BitLinear:
@@ -148,9 +149,12 @@ class FeedForward(nn.Module):
 
         gated = config.ffn is not FeedForwardKind.GELU
         ups = products(x, [linear(name, config.ffn_size) for name in (("up", "gate") if gated else ("up",))])
-        inner = gate(config.ffn, ups[-1]) * ups[0] if gated else gate(config.ffn, ups[0])
-        if config.norm is NormPlacement.SUB:
-            inner = Norm(config, name="sub_norm")(inner)
+        if config.norm is NormPlacement.SUB and config.ffn is FeedForwardKind.RELU2:
+            inner = Norm(config, self.native, name="sub_norm")(ups[1], ups[0])
+        else:
+            inner = gate(config.ffn, ups[-1]) * ups[0] if gated else gate(config.ffn, ups[0])
+            if config.norm is NormPlacement.SUB:
+                inner = Norm(config, self.native, name="sub_norm")(inner)
         return linear("down", config.hidden_size)(inner)
 
 

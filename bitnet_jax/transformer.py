@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +80,8 @@ class Block(nn.Module):
         config = self.config
         x, cache = carry
 
-        def norm(name: str, x: Hidden) -> Hidden:
-            return x if config.norm is NormPlacement.INSIDE else Norm(config, name=name)(x)
+        def norm(name: str, x: Hidden) -> Hidden | dot.Activations:
+            return x if config.norm is NormPlacement.INSIDE else Norm(config, self.native, name=name)(x)
 
         out, cache = Attention(config, self.implementation, self.native, name="attn")(norm("attn_norm", x), positions, cache, layer)
         x = x + out
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         x, kept = self._blocks((x, kept), positions, native)
         if last is not None:
             x = jnp.take_along_axis(x, last[:, None, None], 1)
-        hidden = Norm(config, name="final_norm")(x)
+        hidden = cast(Hidden, Norm(config, name="final_norm")(x))
         head = embedding if config.tie_embeddings else Head(config, name="head")()
         if native and hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS:
             product = cpu.logits if config.tie_embeddings else cpu.logits_of_columns

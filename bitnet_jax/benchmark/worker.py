@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,7 @@ _BANDWIDTH_BYTES = 1 << 30
 
 def main(text: str) -> int:
     """Does the job and returns the exit code; an error is one line."""
-    from bitnet_jax.memory import keep_freed_memory
-
     job = json.loads(text)
-    keep_freed_memory()  # as the command line does
     try:
         found = JOBS[job["job"]](job)
     except (UserError, NotImplementedError) as error:
@@ -53,12 +51,13 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
 def describe(job: dict[str, Any]) -> dict[str, Any]:
     """What the model is, from its header, and what this machine is."""
     from bitnet_jax import config as configs
-    from bitnet_jax import models
+    from bitnet_jax import cpu, models
     from bitnet_jax.bitlinear import is_ternary
     from bitnet_jax.formats.files import file_size
     from bitnet_jax.training import run_directory
     from kernels_pallas import IMPLEMENTATIONS
 
+    cpu.register()
     if job["implementation"] not in (None, *IMPLEMENTATIONS):
         raise UserError(f"implementation {job['implementation']!r} is unknown: must be one of {', '.join(IMPLEMENTATIONS)}")
     weights, kind = models.open_weights(job["model"])
@@ -82,7 +81,7 @@ def speed(job: dict[str, Any]) -> dict[str, Any]:
     begun = time.monotonic()
     model = models.load(job["model"], pack=True)
     loaded = time.monotonic() - begun
-    return {"load_seconds": loaded, **_paces(model.params, model.config, job)}
+    return {"load_seconds": loaded, **_paces(model.params, model.config, job, model.release)}
 
 
 def twin(job: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def start(job: dict[str, Any]) -> dict[str, Any]:
     begun = time.monotonic()
     model = models.load(job["model"], pack=True)
     loaded = time.monotonic() - begun
-    pieces = stream(model.params, model.config, **_options(model.params, model.config, job))
+    pieces = stream(model.params, model.config, **_options(model.params, model.config, job, model.release))
     next(pieces)
     first = time.monotonic() - job["begun"]
     return {"first_token_seconds": first, "load_seconds": loaded, "compile_seconds": pieces.result().timing.compile_seconds}
@@ -133,11 +132,11 @@ def bandwidth(job: dict[str, Any]) -> dict[str, Any]:
 JOBS = {"make": make, "describe": describe, "speed": speed, "twin": twin, "start": start, "bandwidth": bandwidth}
 
 
-def _paces(params: Any, config: Any, job: dict[str, Any]) -> dict[str, Any]:
+def _paces(params: Any, config: Any, job: dict[str, Any], release: Callable[[], None] = lambda: None) -> dict[str, Any]:
     from bitnet_jax.inference import generate, stream
 
     begun = time.monotonic()
-    options = _options(params, config, job)
+    options = _options(params, config, job, release)
     prepared = time.monotonic() - begun
     pieces = stream(params, config, **options)
     next(pieces)
@@ -168,7 +167,7 @@ def _paces(params: Any, config: Any, job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _options(params: Any, config: Any, job: dict[str, Any]) -> dict[str, Any]:
+def _options(params: Any, config: Any, job: dict[str, Any], release: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """What `generate` and `stream` are given, as `bitnet-jax generate` does: with the first pass of the head where it is of use."""
     import numpy as np
 
@@ -177,7 +176,7 @@ def _options(params: Any, config: Any, job: dict[str, Any]) -> dict[str, Any]:
     prompt = np.random.default_rng(job["seed"]).integers(0, config.vocab_size, job["prompt"], np.int32)
     options = {"prompts": [prompt], "max_new_tokens": job["generate"], "stop_tokens": (), "implementation": job["implementation"]}
     if job["implementation"] in (None, "native"):
-        options["first_pass"] = inference.first_pass(params, config)
+        options["first_pass"] = inference.first_pass(params, config, release)
     return options
 
 

@@ -28,7 +28,7 @@ from bitnet_jax.transformer import KVCache, Output, Transformer
 MOST = 64
 """Candidates that the exact first pass finds for sampling: more than `top_k` needs in practice."""
 
-_ROWS = 16384
+_ROWS = 4096
 """Rows of a table that are read before their memory is given back."""
 
 
@@ -204,13 +204,21 @@ def first_pass(params: Any, config: ModelConfig, release: Callable[[], None] = l
     if config.vocab_size < MOST or not config.tie_embeddings or config.logits_dtype is not DType.FLOAT32 or not cpu.runs(None):
         return None
     table = np.asarray(params["embed"]["embedding"])
-    rough = RoughTable(np.empty(table.shape, np.int8), np.empty(len(table), np.float32), np.empty(len(table), np.float32))
+    rough = RoughTable(_aligned(table.shape, np.int8), np.empty(len(table), np.float32), np.empty(len(table), np.float32))
     for start in range(0, len(table), _ROWS):
         part = cpu.quantize_table(table[start : start + _ROWS].astype(config.dtype.value, copy=False))
         for whole, piece in zip(rough, part, strict=True):
             whole[start : start + _ROWS] = piece
         release()
     return jax.device_put(rough)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that a device which shares the host's memory takes as it is: other places are copied."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + size].view(dtype).reshape(shape)
 
 
 @functools.cache
