@@ -57,9 +57,9 @@ struct TernaryKernels {
   // and can be read up to `padded` bytes.
   void (*rows[2])(const int8_t* x, int m, const uint8_t* codes, int64_t row_bytes, int64_t padded, int64_t rows, uint32_t* acc,
                   int64_t ld_acc);
-  // The codes of `bytes` packed bytes of one row of a panel, a vector every panel * width bytes. What lies `ahead` bytes behind is asked
-  // for from memory.
-  void (*unpack[2])(const uint8_t* packed, int64_t bytes, int64_t ahead, uint8_t* codes);
+  // Puts the codes of `bytes` packed bytes of a panel's row into the panel, panel * width bytes of all its rows after another, in the order
+  // in which `tile` reads them. What lies `ahead` bytes behind is asked for from memory.
+  void (*unpack[2])(const uint8_t* packed, int64_t bytes, int64_t ahead, int64_t row, uint8_t* panel);
   // acc[i * kTaskRows + r] += sum over `steps` packed vectors of w_r * x_i, for a group of m tokens and the rows of unpacked panels.
   void (*tile[2])(const int8_t* x, int m, const uint8_t* w, int64_t panels, int64_t steps, uint32_t* acc);
 };
@@ -115,6 +115,7 @@ inline bool HasAvx2() { return true; }
 inline bool HasAvxVnni() { return true; }
 inline bool HasAvx512() { return true; }
 inline bool HasAvx512Vnni() { return true; }
+inline bool HasAvx512Vbmi() { return true; }
 #else
 inline bool HasAvx2() { return __builtin_cpu_supports("avx2"); }
 inline bool HasAvxVnni() {
@@ -123,6 +124,7 @@ inline bool HasAvxVnni() {
 }
 inline bool HasAvx512() { return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"); }
 inline bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+inline bool HasAvx512Vbmi() { return HasAvx512Vnni() && __builtin_cpu_supports("avx512vbmi"); }
 #endif
 #elif defined(__aarch64__)
 inline bool HasDotprod() { return getauxval(AT_HWCAP) & (1ul << 20); }  // HWCAP_ASIMDDP

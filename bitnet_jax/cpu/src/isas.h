@@ -26,8 +26,12 @@ static const Isa kIsas[] = {
 #endif
     {"avx512", HasAvx512, &avx512::pairs::kTernary, &avx2::kFloats},
     {"avx512_vnni", HasAvx512Vnni, &avx512_vnni::kTernary, &avx2::kFloats},
+    {"avx512_vbmi", HasAvx512Vbmi, &avx512_vbmi::kTernary, &avx2::kFloats},
 #elif defined(__aarch64__)
     {"neon_dotprod", HasDotprod, &neon::dotprod::kTernary, &portable::kFloats},
+#ifdef BITNET_I8MM
+    {"neon_i8mm", HasI8mm, &neon_i8mm::kTernary, &portable::kFloats},
+#endif
 #endif
 };
 

@@ -162,8 +162,8 @@ void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, Pool&
         for (int64_t r = begin; r < end; r += kUnpackedRows) {
           const int64_t count = std::min(kUnpackedRows, end - r);
           for (int64_t i = 0; i < count; i++) {
-            const int64_t place = i / kernels.panel * kernels.panel * vectors * width + i % kernels.panel * width;
-            kernels.unpack[code](row(r + i) + from, bytes, kUnpackedRows * call.row_bytes, panels + place);
+            uint8_t* panel = panels + i / kernels.panel * kernels.panel * vectors * width;
+            kernels.unpack[code](row(r + i) + from, bytes, kUnpackedRows * call.row_bytes, i % kernels.panel, panel);
           }
           for (int64_t token = first; token < last; token += kGroup) {
             const int64_t tokens = std::min<int64_t>(kGroup, m - token);
