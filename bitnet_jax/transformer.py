@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.core import Tracer
 
@@ -98,6 +99,7 @@ class Transformer(nn.Module):
         config: shape and arithmetic.
         implementation: name of the `ternary_matmul` implementation for packed weights; None chooses. On a CPU, where it is None or
             "native", attention over a cache and the vocabulary product of a few rows are the native library's too, if it is there.
+            What JAX traces on a CPU for another platform, as `jax.export` does, must name "xla".
     """
 
     config: ModelConfig
@@ -181,7 +183,7 @@ def _check_room(cache: KVCache | None, time: int) -> None:
     """Raises UserError where the tokens do not fit behind those that the cache holds, as far as that is known while tracing."""
     if cache is None:
         return
-    used = 0 if isinstance(cache.length, Tracer) else int(jnp.max(cache.length))
+    used = 0 if isinstance(cache.length, Tracer) else int(np.max(cache.length))
     if used + time > cache.capacity:
         raise UserError(f"{time} tokens behind {used} must fit into the cache's capacity={cache.capacity}")
 

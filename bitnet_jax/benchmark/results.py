@@ -17,7 +17,7 @@ from bitnet_jax.data.cache import write_file
 from bitnet_jax.errors import UserError
 
 FORMAT = "bitnet-jax-bench-1"
-_KEY = ("subject", "command", "threads", "prompt", "generate", "repeat", "source")
+_KEY = ("subject", "command", "threads", "prompt", "generate", "seed", "repeat", "source")
 _PACKAGES = Path(__file__).parents[2]
 
 
@@ -66,6 +66,6 @@ def source_digest() -> str:
     total = hashlib.sha256()
     for package in ("bitnet_jax", "kernels_pallas"):
         for path in sorted((_PACKAGES / package).rglob("*")):
-            if path.suffix in (".py", ".cc", ".h") and "benchmark" not in path.parts and "cli" not in path.parts:
+            if path.suffix in (".py", ".cc", ".h", ".inc") and "benchmark" not in path.parts and "cli" not in path.parts:
                 total.update(str(path.relative_to(_PACKAGES)).encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:16]

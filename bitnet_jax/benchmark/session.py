@@ -49,6 +49,8 @@ def measure(name: str, model: Path, settings: Settings, output: Path | None, rep
     facts = _work({"job": "describe", "model": str(model), "implementation": settings.implementation}, len(processes.cores()))
     settings.check_lengths(configs.from_dict(ModelConfig, facts["model"]["config"]))
     found = results.opened(output, {"name": name, **facts["model"]})
+    if found["sessions"] and _machine(found["sessions"][-1]) != _machine(facts["environment"]):
+        raise UserError(f"{output} holds results of another machine or jaxlib: choose another file")
     found["sessions"].append(facts["environment"] | {"settings": asdict(settings), "command": sys.argv[1:]})
     with tempfile.TemporaryDirectory(prefix="bitnet-jax-bench-") as scratch:
         for run in _runs(settings, results.source_digest()):
@@ -61,13 +63,17 @@ def measure(name: str, model: Path, settings: Settings, output: Path | None, rep
     return found
 
 
+def _machine(environment: dict[str, Any]) -> tuple[Any, ...]:
+    return environment["device"]["kind"], environment["cores"], environment["packages"]["jaxlib"]
+
+
 def _runs(settings: Settings, source: str) -> Iterator[dict[str, Any]]:
     """Every process to be run, as it is named in the results."""
     ours = f"implementation={settings.implementation}" if settings.implementation else ""
     for threads in settings.threads:
         for prompt in settings.prompt:
             for generate in settings.generate:
-                cell = {"threads": threads, "prompt": prompt, "generate": generate}
+                cell = {"threads": threads, "prompt": prompt, "generate": generate, "seed": settings.seed}
                 for repeat in range(settings.repeats):
                     yield {"subject": BANDWIDTH, "command": "", "threads": threads, "repeat": repeat, "source": source}
                     yield {"subject": OURS, "command": ours, **cell, "repeat": repeat, "source": source}
@@ -76,7 +82,7 @@ def _runs(settings: Settings, source: str) -> Iterator[dict[str, Any]]:
                     for peer in settings.peers:
                         yield {"subject": peer.name, "command": peer.command, **cell, "repeat": repeat}
         if settings.start:
-            cell = {"threads": threads, "prompt": settings.prompt[0], "generate": settings.generate[0]}
+            cell = {"threads": threads, "prompt": settings.prompt[0], "generate": settings.generate[0], "seed": settings.seed}
             for repeat in range(settings.repeats):
                 yield {"subject": START, "command": ours, **cell, "repeat": repeat, "source": source}
 
@@ -84,7 +90,7 @@ def _runs(settings: Settings, source: str) -> Iterator[dict[str, Any]]:
 def _measured(run: dict[str, Any], model: Path, config: dict[str, Any], settings: Settings, scratch: Path) -> dict[str, Any]:
     job = {key: run[key] for key in ("threads", "prompt", "generate") if key in run}
     job |= {"seed": settings.seed, "implementation": settings.implementation, "stream": run.get("generate") == min(settings.generate)}
-    programs, subject = scratch / "programs", run["subject"]
+    programs, subject = scratch / f"programs-{run['threads']}", run["subject"]
     if subject == BANDWIDTH:
         return _work(job | {"job": "bandwidth"}, run["threads"])
     if subject.startswith(TWIN):

@@ -175,8 +175,8 @@ def _options(params: Any, config: Any, job: dict[str, Any], release: Callable[[]
 
     prompt = np.random.default_rng(job["seed"]).integers(0, config.vocab_size, job["prompt"], np.int32)
     options = {"prompts": [prompt], "max_new_tokens": job["generate"], "stop_tokens": (), "implementation": job["implementation"]}
-    if job["implementation"] in (None, "native"):
-        options["first_pass"] = inference.first_pass(params, config, release)
+    if job["generate"] >= inference.WORTHWHILE_TOKENS and config.vocab_size >= inference.WORTHWHILE_VOCABULARY:
+        options["first_pass"] = inference.first_pass(params, config, release, job["implementation"])
     return options
 
 

@@ -67,7 +67,7 @@ def run(args: Sequence[str]) -> int:
         max_new_tokens=parsed.max_new_tokens,
         seed=parsed.seed,
         implementation=parsed.implementation,
-        first_pass=sampling_flags.first_pass(model, parsed.sampling, parsed.max_new_tokens),
+        first_pass=sampling_flags.first_pass(model, parsed.sampling, parsed.max_new_tokens, parsed.implementation),
     )
     interactive = sys.stdin.isatty()
     if interactive:

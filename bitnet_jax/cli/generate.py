@@ -59,7 +59,7 @@ def run(args: Sequence[str]) -> int:
         "prefix": model.prefix,
         "seed": parsed.seed,
         "implementation": parsed.implementation,
-        "first_pass": sampling_flags.first_pass(model, parsed.sampling, parsed.max_new_tokens * len(prompts)),
+        "first_pass": sampling_flags.first_pass(model, parsed.sampling, parsed.max_new_tokens * len(prompts), parsed.implementation),
     }
     # A terminal is not to be commanded by a model; a file or a program gets the text as it is.
     shown = harmless if sys.stdout.isatty() else str

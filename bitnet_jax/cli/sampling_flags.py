@@ -50,12 +50,12 @@ def with_stated(parsed: Args, args: Sequence[str], command: str, stated: Mapping
     return found
 
 
-def first_pass(model: "Model", sampling: Sampling, new_tokens: int) -> RoughTable | None:
+def first_pass(model: "Model", sampling: Sampling, new_tokens: int, implementation: str | None) -> RoughTable | None:
     """`inference.first_pass` where it saves more than it costs: making it reads the table about as often as fifty tokens do."""
-    bounded = sampling.temperature == 0 or sampling.top_k is not None
-    if not bounded or sampling.repetition_penalty != 1 or new_tokens < 64 or model.config.vocab_size < 16384:
+    bounded = (sampling.temperature == 0 or sampling.top_k is not None) and sampling.repetition_penalty == 1
+    if not bounded or new_tokens < inference.WORTHWHILE_TOKENS or model.config.vocab_size < inference.WORTHWHILE_VOCABULARY:
         return None
-    return inference.first_pass(model.params, model.config, model.release)
+    return inference.first_pass(model.params, model.config, model.release, implementation)
 
 
 def from_stated(stated: Mapping[str, float]) -> Sampling:

@@ -3,14 +3,15 @@
 import sys
 
 from bitnet_jax.cpu import build
-from bitnet_jax.errors import RunError
+from bitnet_jax.errors import RunError, UserError
 
 
 def main() -> int:
     """Prints the instruction sets of the library, or the reason why there is none, with exit code 1."""
     try:
+        build.forget_failures()
         sys.stdout.write(f"native CPU kernels: {', '.join(build.load())}\n")
-    except RunError as error:
+    except (OSError, RunError, UserError) as error:
         sys.stderr.write(f"{error}; the portable ones are used\n")
         return 1
     return 0

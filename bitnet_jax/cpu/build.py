@@ -41,7 +41,7 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-ffp-contract=off
 _MORE_FLAGS = "BITNET_JAX_CXXFLAGS"
 _COMPILERS = ("c++", "g++", "clang++")
 _MACHINES = ("x86_64", "aarch64")
-_LIBRARY, _DIGEST = "libbitnet.so", "sha256"
+_LIBRARY, _DIGEST, _FAILED = "libbitnet.so", "sha256", ".failed"
 _UNFINISHED = ".tmp"  # the end of the names that `new_folder` and `discard` give
 
 
@@ -68,12 +68,20 @@ def load() -> tuple[str, ...]:
 
 @functools.cache
 def unavailable() -> str | None:
-    """The reason why there is no library on this machine, found once, or None. May compile it: see `load`."""
+    """The reason why there is no library on this machine, found once and then said in a line, or None. May compile it: see `load`."""
     try:
         load()
     except RunError as error:
+        if sys.platform == "linux":
+            sys.stderr.write(f"bitnet-jax: {error}; the portable ones are used, which are slower\n")
         return str(error)
     return None
+
+
+def forget_failures() -> None:
+    """Has the next `load` try a compiler again that has failed."""
+    for left in (cache_folder() / "native").glob(f"*{_FAILED}"):
+        left.unlink(missing_ok=True)
 
 
 # --- finding and making ----------------------------------------------------------------------------------------------
@@ -91,7 +99,10 @@ def _find() -> Path:
         raise RunError(f"no native kernels: no C++ compiler found (tried {tried})")
     command, version = compiler
     folder = root / f"{source}-{_digest(version.encode(), repr(FLAGS).encode())[:16]}"
+    failed = folder.with_suffix(_FAILED)
     if not _whole(folder):
+        if failed.exists():
+            raise RunError(f"{failed.read_text(encoding='utf-8', errors='replace')} (not tried again while {failed} is there)")
         with _lock(root):
             for left in root.glob(f"*{_UNFINISHED}"):  # by a process that was killed: who holds the lock is alone
                 shutil.rmtree(left, ignore_errors=True)
@@ -143,7 +154,10 @@ def _compile(command: list[str], folder: Path) -> None:
             raise RunError(f"no native kernels: {command[0]} did not end in 600 s") from None
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-            raise RunError(f"no native kernels: {command[0]} failed with exit code {done.returncode}: {lines[0][:300]}")
+            reason = f"no native kernels: {command[0]} failed with exit code {done.returncode}: {lines[0][:300]}"
+            with contextlib.suppress(OSError):  # a compiler that cannot is not asked by every process
+                folder.with_suffix(_FAILED).write_text(reason, encoding="utf-8")
+            raise RunError(reason)
         (temporary / _DIGEST).write_text(_digest(target.read_bytes()))
 
 

@@ -24,10 +24,17 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:
-    """`cache_dir`, or the user's cache folder: `$XDG_CACHE_HOME/bitnet-jax`, or `~/.cache/bitnet-jax`. It need not exist yet."""
+    """`cache_dir`, or the user's cache folder: `$XDG_CACHE_HOME/bitnet-jax`, or `~/.cache/bitnet-jax`. It need not exist yet.
+
+    Raises:
+        UserError: neither is given, and the user has no home folder.
+    """
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitnet-jax"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitnet-jax"
+    except RuntimeError:
+        raise UserError("there is no home folder: XDG_CACHE_HOME must name the folder that caches are in") from None
 
 
 @contextlib.contextmanager

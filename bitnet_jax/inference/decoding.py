@@ -28,6 +28,9 @@ from bitnet_jax.transformer import KVCache, Output, Transformer
 MOST = 64
 """Candidates that the exact first pass finds for sampling: more than `top_k` needs in practice."""
 
+WORTHWHILE_TOKENS, WORTHWHILE_VOCABULARY = 64, 16384
+"""From so many new tokens and so large a vocabulary on, a first pass saves more than it costs to make."""
+
 _ROWS = 4096
 """Rows of a table that are read before their memory is given back."""
 
@@ -195,13 +198,16 @@ def _report(state: State) -> tuple[State, Progress]:
     return state, Progress(state.tokens, state.count, state.finite)
 
 
-def first_pass(params: Any, config: ModelConfig, release: Callable[[], None] = lambda: None) -> RoughTable | None:
+def first_pass(
+    params: Any, config: ModelConfig, release: Callable[[], None] = lambda: None, implementation: str | None = None
+) -> RoughTable | None:
     """The int8 table that finds the greedy token, or the `top_k`, of a model in half the bytes, exactly (`cpu.top_logits`); made once.
 
     None where it has no use: where the head is not the table of embeddings, or a very small one, logits are rounded further, or no native
-    library runs. `release` is called now and then, to give back the memory that reading a mapped table takes.
+    library runs, which `implementation` may say. `release` is called now and then, to give back the memory that reading a mapped table
+    takes.
     """
-    if config.vocab_size < MOST or not config.tie_embeddings or config.logits_dtype is not DType.FLOAT32 or not cpu.runs(None):
+    if config.vocab_size < MOST or not config.tie_embeddings or config.logits_dtype is not DType.FLOAT32 or not cpu.runs(implementation):
         return None
     table = np.asarray(params["embed"]["embedding"])
     rough = RoughTable(_aligned(table.shape, np.int8), np.empty(len(table), np.float32), np.empty(len(table), np.float32))

@@ -70,3 +70,28 @@ def test_wrong_input_is_named() -> None:
     ):
         with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match=message):
             jax.block_until_ready(call())
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 8, 76])
+def test_what_is_not_finite_has_a_step_that_is_not_finite(place: int, bad: float, dtype: Any, isa: str) -> None:
+    gate, up, gain = operands(3, 77, dtype)
+    config = cpu.CpuConfig(isa=isa)
+    broken = gate.at[1, place].set(bad)
+    found = [
+        cpu.norm_quantize(broken, gain, 1e-5, config)[1],
+        cpu.relu2_norm_quantize(gate, up.at[1, place].set(bad), gain, 1e-5, config)[1],
+    ]
+    if bad > 0 or np.isnan(bad):
+        found.append(cpu.relu2_norm_quantize(broken, jnp.abs(up) + 1, gain, 1e-5, config)[1])
+    for step in found:
+        assert np.array_equal(np.isfinite(step[:, 0]), [True, False, True])
+
+
+@each_isa
+def test_a_square_that_overflows_is_not_finite(isa: str) -> None:
+    gate, up, gain = operands(2, 77, jnp.float32)
+    step = cpu.relu2_norm_quantize(gate.at[0, 5].set(1e30), jnp.abs(up) + 1, gain, 1e-5, cpu.CpuConfig(isa=isa))[1]
+    assert np.array_equal(np.isfinite(step[:, 0]), [False, True])

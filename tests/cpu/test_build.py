@@ -100,7 +100,7 @@ def test_a_compiler_that_fails_is_quoted(cache: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("CXX", str(compiler(tmp_path, 'echo "x.cc:1: error: no such luck" >&2; exit 3')))
     with pytest.raises(RunError, match=r"failed with exit code 3: x\.cc:1: error: no such luck"):
         build._find()
-    assert [path.name for path in cache.iterdir()] == ["lock"]
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".failed"]  # the lock, and the reason
 
 
 def test_processes_that_need_it_at_once_make_it_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,21 @@ def test_set_up_with_a_broken_compiler_is_a_message_and_one_line(cache: Path, tm
     assert "compiling the native CPU kernels" in message
     assert reason.startswith("no native kernels: ")
     assert "libbitnet.so" in reason
+
+
+def test_a_compiler_that_failed_is_asked_again_by_set_up_alone(cache: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    failing = compiler(tmp_path, f'echo x >> "{asked}"; echo "error: no such thing" >&2; exit 1')
+    program = "from bitnet_jax.cpu import build; build.unavailable(); build.unavailable()"
+    for number in range(3):
+        if number == 2:
+            set_up(CXX=str(failing))
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"CXX": str(failing)}, capture_output=True, text=True, check=True
+        )
+        assert done.stderr.count("error: no such thing") == 1  # the reason, once a process
+        assert done.stderr.count("compiling the native CPU kernels") == int(number == 0)
+    assert len(asked.read_text().split()) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_the_reason(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bitnet_jax import cpu
 from bitnet_jax import params as trees
-from bitnet_jax.config import DType
+from bitnet_jax.config import DType, FeedForward
 from bitnet_jax.data import byte_tokenizer, train_bpe
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.inference import Finish, Sampling, Stream, first_pass, generate, prompts, stream
@@ -193,6 +193,23 @@ def test_equal_logits_are_equal_for_a_first_pass_too():
     broken = {**params(), "final_norm": {"scale": params()["final_norm"]["scale"] * jnp.nan}}
     with pytest.raises(RunError, match="logits of new token 0 are not finite"):
         run(tree=broken, first_pass=first_pass(broken, CONFIG), sampling=GREEDY)
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_a_damaged_scale_ends_the_run_whatever_computes_it(implementation):
+    config = replace(CONFIG, ffn=FeedForward.RELU2)
+    packed = trees.pack(jax.jit(lambda: Transformer(config).init(jax.random.key(4), jnp.zeros((1, 2), jnp.int32))["params"])(), config)
+    for matrix in ("gate", "up"):
+        for value in (np.nan, np.inf, 1e30):
+            kernel = packed["blocks"]["ffn"][matrix]["kernel"]
+            scale = np.array(kernel.scale)
+            scale[0] = value
+            ffn = {**packed["blocks"]["ffn"], matrix: {"kernel": replace(kernel, scale=scale)}}
+            broken = {**packed, "blocks": {**packed["blocks"], "ffn": ffn}}
+            if matrix == "up" and value == 1e30:
+                continue  # large, and no more: the norm takes it back
+            with pytest.raises(RunError, match="are not finite"):
+                generate(broken, config, PROMPTS[:1], max_new_tokens=4, implementation=implementation)
 
 
 def test_a_first_pass_is_made_only_where_it_has_a_use():

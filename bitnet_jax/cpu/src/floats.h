@@ -30,7 +30,7 @@ struct Array {
 template <typename Pool>
 void Logits(const FloatKernels& kernels, Pool& pool, int64_t threads, const float* x, Array table, const float* scale,
                    int64_t m, int64_t v, int64_t d, float* out) {
-  const int64_t step = std::max<int64_t>(64, v / (threads * 16));
+  const int64_t step = std::max<int64_t>(64, v / (threads * 64));
   ParallelFor(pool, threads, (v + step - 1) / step, [&](int64_t b) {
     const int64_t end = std::min(v, (b + 1) * step);
     for (int64_t r = b * step; r < end; r += 16) {  // rows that stay in cache until all tokens have met them
@@ -87,7 +87,7 @@ void TopLogits(const FloatKernels& kernels, Pool& pool, int64_t threads, const f
                       float* logits, int32_t* read) {
   const int64_t group = kSharedTokens, block = std::clamp<int64_t>(limit / k, 1, kHeadBlock);
   const int64_t blocks = (limit + block - 1) / block;  // at least k
-  const int64_t step = std::max<int64_t>(1, blocks / (threads * 16));
+  const int64_t step = std::max<int64_t>(1, blocks / (threads * 64));
   std::vector<int16_t> codes(static_cast<size_t>(group * d));
   std::vector<float> highs(static_cast<size_t>(group * limit)), high_of(static_cast<size_t>(group * blocks)), low_of(high_of.size());
   for (int64_t first = 0; first < m; first += group) {

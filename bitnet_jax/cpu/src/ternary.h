@@ -101,7 +101,7 @@ void TernaryMatmul(const TernaryKernels& kernels, const TernaryCall& call, Pool&
   for (const Matrix& matrix : call.matrices) rows += matrix.n;
   const int64_t work = rows * length * m;
   if (work < 1 << 18) threads = 1;  // waking a thread takes as long
-  const int64_t step = !few ? kTaskRows : threads == 1 ? rows : std::max<int64_t>(8, RoundUp(rows / (threads * 8), 8));
+  const int64_t step = !few ? kTaskRows : threads == 1 ? rows : std::max<int64_t>(8, RoundUp(rows / (threads * 32), 8));
   std::vector<std::pair<const Matrix*, int64_t>> blocks;
   for (const Matrix& matrix : call.matrices) {
     for (int64_t begin = 0; begin < matrix.n; begin += step) blocks.emplace_back(&matrix, begin);

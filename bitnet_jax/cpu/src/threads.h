@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <thread>
 
 namespace bitnet {
@@ -38,7 +39,7 @@ inline void Pause() {
 }
 
 // Calls work(i) for every i below `blocks`, on up to `threads` threads, the caller's among them. Blocks are claimed one by one, so that
-// the caller never waits for a thread that has not begun, and a slow thread does less.
+// the caller never waits for a thread that has not begun, and a slow thread does less. Where memory ends in one, the caller throws.
 template <typename Pool, typename Work>
 void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) {
   if (threads > blocks) threads = blocks;
@@ -48,6 +49,7 @@ void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) 
   }
   struct Job {
     std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> failed{false};
   };
   auto job = std::make_shared<Job>();  // outlives this call in threads that come too late to claim anything
   const Work* body = &work;
@@ -58,7 +60,11 @@ void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) 
     const uint64_t before = FloatMode();
     SetFloatMode(mode);
     for (; i < blocks; i = job->next.fetch_add(1, std::memory_order_relaxed)) {
-      (*body)(i);
+      try {
+        (*body)(i);
+      } catch (...) {  // nothing may leave a thread of the pool, nor this call while others use what it holds
+        job->failed.store(true, std::memory_order_relaxed);
+      }
       job->done.fetch_add(1, std::memory_order_release);
     }
     SetFloatMode(before);
@@ -72,6 +78,7 @@ void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) 
       std::this_thread::yield();
     }
   }
+  if (job->failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 // `threads` as a call asks for it (-1: all that the pool has), and no more than there are.
