@@ -21,7 +21,7 @@ def stage(monkeypatch, tmp_path):
     model, ran, ends = tmp_path / "m.safetensors", [], {}
     model.write_bytes(b"x")
 
-    def run(command, threads, environment=None):
+    def run(command, threads, _=None):
         ours = "bitnet_jax.benchmark.worker" in command
         job = json.loads(command[-1]) if ours else {"job": command[-1]}
         if job["job"] == "describe":
@@ -72,6 +72,17 @@ def test_what_is_done_is_not_done_again(stage, tmp_path):
     assert len(again["sessions"]) == 2
     measure(tmp_path / "r.json", repeats=3, start=False)
     assert len(ran) == 2 * (1 + 2 * 3)
+
+
+def test_results_of_another_machine_are_not_mixed_in(stage, tmp_path):
+    measure, ran, _ = stage
+    measure(tmp_path / "r.json")
+    other = (tmp_path / "r.json").read_text().replace('"kind": "K6"', '"kind": "K7"')
+    (tmp_path / "r.json").write_text(other)
+    ran.clear()
+    with pytest.raises(UserError, match="holds results of another machine or jaxlib"):
+        measure(tmp_path / "r.json")
+    assert ran == []
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
