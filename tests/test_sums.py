@@ -44,7 +44,8 @@ def test_the_bits_do_not_depend_on_the_order(shape):
 @settings(max_examples=50, deadline=None)
 def test_any_small_matrix_has_its_mean(x):
     mean = float(exact_mean(jnp.asarray(x), (-2, -1))[0, 0])
-    assert abs(mean - x.astype(np.float64).mean()) <= 1e-6 * np.abs(x).max()
+    smallest = np.finfo(np.float32).tiny  # XLA takes what is below it for zero on the way
+    assert abs(mean - x.astype(np.float64).mean()) <= 1e-6 * np.abs(x).max() + smallest
 
 
 def test_zeros_and_groups():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def test_a_small_model_beside_a_peer_that_works_and_one_that_does_not(capsys, mo
     for name in ("prefill", "decode", "streamed", "cold_prefill", "cold_decode"):
         assert ours[f"{name}_tokens_per_second"] > 0
     assert 0 < ours["load_seconds"] < ours["first_token_seconds"] < ours["seconds"]
-    assert 50e6 < ours["peak_bytes"] < 2e9
+    mine = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a child's peak is at least its parent's when it forks
+    assert 50e6 < ours["peak_bytes"] < mine + 2e9
     states = runs["start"]["states"]
     assert list(states) == ["nothing compiled", "cold", "warm"]
     assert states["warm"]["compile_seconds"] < states["nothing compiled"]["compile_seconds"]
