@@ -5,7 +5,8 @@ Products of bfloat16 numbers are exact in float32, and so are those of bfloat16 
 for every number of threads, and those of the twins here are the same bits. With float32 operands they are equal within rounding.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,25 +78,36 @@ def top_logits(
     return ids, values, read
 
 
-def quantize_table(table: Float[np.ndarray, "V D"], config: CpuConfig | None = None) -> RoughTable:
+def quantize_table(
+    table: Float[np.ndarray, "V D"], config: CpuConfig | None = None, dtype: Any = None, release: Callable[[], None] = lambda: None
+) -> RoughTable:
     """The int8 table of a table: scale[v] = max|table[v]| / 127, codes of the nearest multiples, on the host.
 
-    A block of rows is read at a time, so that a table mapped from a file is never in memory as a whole.
+    A block of rows is read at a time, cast to `dtype` if one is given, and `release` is called after it: a table mapped from a file need
+    never be in memory as a whole.
 
     Raises:
         UserError: the table holds a number that is not finite.
     """
     rows, width = table.shape
-    codes, scale, error = np.empty((rows, width), np.int8), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    codes, scale, error = _aligned(rows, width), np.empty(rows, np.float32), np.empty(rows, np.float32)
     for begin in range(0, rows, _BLOCK):
-        block = jnp.asarray(table[begin : begin + _BLOCK])
+        block = jnp.asarray(table[begin : begin + _BLOCK].astype(dtype or table.dtype, copy=False))
         shapes = ((block.shape, jnp.int8), (block.shape[:1], jnp.float32), (block.shape[:1], jnp.float32))
         results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
         for whole, part in zip((codes, scale, error), call("bitnet_quantize_table", results, block, config=config), strict=True):
             whole[begin : begin + _BLOCK] = part
+        release()
     if not np.isfinite(scale).all():
         raise UserError(f"table row {int(np.argmin(np.isfinite(scale)))} holds a number that is not finite")
     return RoughTable(codes, scale, error)
+
+
+def _aligned(rows: int, width: int) -> Int8[np.ndarray, "V D"]:
+    """An array that a device which shares the host's memory takes as it is: one that begins elsewhere would be copied."""
+    room = np.empty(rows * width + 64, np.int8)
+    begin = -room.ctypes.data % 64
+    return room[begin : begin + rows * width].reshape(rows, width)
 
 
 def _shape(x: Array, table: Array | np.ndarray) -> jax.ShapeDtypeStruct:

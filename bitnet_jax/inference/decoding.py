@@ -31,9 +31,6 @@ MOST = 64
 WORTHWHILE_TOKENS, WORTHWHILE_VOCABULARY = 64, 16384
 """From so many new tokens and so large a vocabulary on, a first pass saves more than it costs to make."""
 
-_ROWS = 4096
-"""Rows of a table that are read before their memory is given back."""
-
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["seeds", "draws", "controls", "stops", "vocabulary"], meta_fields=[])
 @dataclass(frozen=True)
@@ -210,21 +207,7 @@ def first_pass(
     if config.vocab_size < MOST or not config.tie_embeddings or config.logits_dtype is not DType.FLOAT32 or not cpu.runs(implementation):
         return None
     table = np.asarray(params["embed"]["embedding"])
-    rough = RoughTable(_aligned(table.shape, np.int8), np.empty(len(table), np.float32), np.empty(len(table), np.float32))
-    for start in range(0, len(table), _ROWS):
-        part = cpu.quantize_table(table[start : start + _ROWS].astype(config.dtype.value, copy=False))
-        for whole, piece in zip(rough, part, strict=True):
-            whole[start : start + _ROWS] = piece
-        release()
-    return jax.device_put(rough)
-
-
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that a device which shares the host's memory takes as it is: other places are copied."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = np.empty(size + 64, np.uint8)
-    begin = -room.ctypes.data % 64
-    return room[begin : begin + size].view(dtype).reshape(shape)
+    return jax.device_put(cpu.quantize_table(table, dtype=config.dtype.value, release=release))
 
 
 @functools.cache
