@@ -1,10 +1,14 @@
-"""Freed memory stays with the process when it is asked to."""
+"""Freed memory stays with the process when it is asked to, and large arrays begin where devices take them as they are."""
 
 import platform
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+
+from bitnet_jax.memory import large_array
 
 PROGRAM = """
 import resource, sys
@@ -31,3 +35,35 @@ def test_memory_is_fetched_from_the_system_once():
         counts[mode] = [int(count) for count in done.stdout.split()]
     assert counts["return"][1] > counts["return"][0] / 2
     assert counts["keep"][1] < counts["keep"][0] / 10
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 5), (1 << 20, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_large_array_is_zeros_that_a_device_takes_without_a_copy(shape: tuple[int, ...], dtype: type) -> None:
+    array = large_array(shape, dtype)
+    assert array.shape == shape
+    assert array.dtype == dtype
+    assert array.flags.writeable
+    assert not array.any()
+    on_device = jax.device_put(array)
+    if array.size and jax.default_backend() == "cpu":
+        assert on_device.unsafe_buffer_pointer() == array.ctypes.data
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says which pages are huge")
+def test_a_large_array_lies_in_huge_pages_where_there_are_any() -> None:
+    with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
+        if "[never]" in file.read():
+            pytest.skip("this system has none")
+    array = large_array((64 << 20,), np.uint8)
+    array[:] = 1
+    pages, inside = 0, False
+    with open("/proc/self/smaps", encoding="ascii") as file:
+        for line in file:
+            words = line.split()
+            if "-" in words[0]:
+                begin, end = (int(word, 16) for word in words[0].split("-"))
+                inside = begin <= array.ctypes.data < end
+            elif inside and words[0] == "AnonHugePages:":
+                pages = int(words[1]) * 1024
+    assert pages >= array.nbytes // 2

@@ -30,8 +30,14 @@ def main(text: str) -> int:
     except (RunError, MemoryError, OSError) as error:
         sys.stderr.write(f"{' '.join(str(error).split()) or type(error).__name__}\n")
         return 1
-    sys.stdout.write(f"\n{json.dumps(found)}\n")
+    sys.stdout.write(f"\n{json.dumps(found | {'anonymous_bytes': _anonymous_bytes()})}\n")
     return 0
+
+
+def _anonymous_bytes() -> int:
+    """Resident memory of this process that is not pages of files, which the system can drop and read again."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from bitnet_jax.array_types import Array, Float, Float32, Int8, Int32
 from bitnet_jax.cpu.native import CpuConfig, call
 from bitnet_jax.errors import UserError
+from bitnet_jax.memory import large_array
 
 _LANES = 32
 _BLOCK = 4096
@@ -90,7 +91,7 @@ def quantize_table(
         UserError: the table holds a number that is not finite.
     """
     rows, width = table.shape
-    codes, scale, error = _aligned(rows, width), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    codes, scale, error = large_array((rows, width), np.int8), np.empty(rows, np.float32), np.empty(rows, np.float32)
     for begin in range(0, rows, _BLOCK):
         block = jnp.asarray(table[begin : begin + _BLOCK].astype(dtype or table.dtype, copy=False))
         shapes = ((block.shape, jnp.int8), (block.shape[:1], jnp.float32), (block.shape[:1], jnp.float32))
@@ -101,13 +102,6 @@ def quantize_table(
     if not np.isfinite(scale).all():
         raise UserError(f"table row {int(np.argmin(np.isfinite(scale)))} holds a number that is not finite")
     return RoughTable(codes, scale, error)
-
-
-def _aligned(rows: int, width: int) -> Int8[np.ndarray, "V D"]:
-    """An array that a device which shares the host's memory takes as it is: one that begins elsewhere would be copied."""
-    room = np.empty(rows * width + 64, np.int8)
-    begin = -room.ctypes.data % 64
-    return room[begin : begin + rows * width].reshape(rows, width)
 
 
 def _shape(x: Array, table: Array | np.ndarray) -> jax.ShapeDtypeStruct:

@@ -22,6 +22,7 @@ from bitnet_jax import params as trees
 from bitnet_jax.bitlinear import is_ternary
 from bitnet_jax.config import DType, Layers, ModelConfig
 from bitnet_jax.errors import UserError
+from bitnet_jax.memory import large_array
 from bitnet_jax.params import Params
 from bitnet_jax.transformer import parameter_shapes
 from kernels_pallas import Encoding, PackedTernary, check, transcode
@@ -256,7 +257,7 @@ def _put_layer(params: Params, path: Path, leaf: Leaf, layers: int) -> None:
     place, index = _place(params, ("blocks", *path[1:])), int(path[0].removeprefix("block_"))
     if isinstance(leaf, PackedTernary):
         if path[-1] not in place:
-            codes, scale = (np.empty((layers, *part.shape), part.dtype) for part in (leaf.codes, leaf.scale))
+            codes, scale = (large_array((layers, *part.shape), part.dtype) for part in (leaf.codes, leaf.scale))
             place[path[-1]] = PackedTernary(codes, scale, k=leaf.k, encoding=leaf.encoding)
         stack = place[path[-1]]
         if (stack.shape[1:], stack.scale.shape[1:], stack.encoding) != (leaf.shape, leaf.scale.shape, leaf.encoding):

@@ -4,6 +4,7 @@
 //
 // Buffers have exactly the bytes that a call may touch. -DBITNET_EMULATE runs AVX-512 on SIMDe. The names of the sets that ran are printed.
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -138,13 +139,16 @@ void Whole(const bitnet::Isa& isa, int64_t d) {
   }
 }
 
-void Read() {
+void Read(const bitnet::Isa& isa) {
   Pool pool;
-  for (const int64_t n : {1, 64, 65, 4095, 4161, 100000}) {
+  for (const int64_t n : {1, 64, 65, 4095, 4161, 100000, 300007}) {
     std::vector<uint8_t> bytes(static_cast<size_t>(n));
     uint32_t sum = 0;
-    for (int64_t j = 0; j < n; j++) sum += (bytes[static_cast<size_t>(j)] = static_cast<uint8_t>(Random())) * (j % 64 == 0);
-    Expect(bitnet::ReadBytes(pool, 2, bytes.data(), n) == sum, "any", "read", 1, 1, n);
+    for (int64_t j = 0; j < n; j++) {
+      bytes[static_cast<size_t>(j)] = static_cast<uint8_t>(Random());
+      sum += static_cast<uint32_t>(bytes[static_cast<size_t>(j)]) << (j < n / 4 * 4 ? j % 4 * 8 : 0);
+    }
+    Expect(bitnet::ReadBytes(*isa.floats, pool, 2, bytes.data(), n) == sum, isa.name, "read", 1, 1, n);
   }
 }
 
@@ -182,7 +186,22 @@ void Attend(const bitnet::Isa& isa, int64_t present, int64_t h) {
 
 }  // namespace
 
+// Work that is handed to a thread that stays is done by it, once.
+void Stay() {
+  for (int round = 0; round < 3; round++) {
+    std::atomic<int> done{0};
+    std::atomic<bool> handed{false};
+    while (!handed.load()) {
+      std::thread thread([] { bitnet::Crew::Get().Stay(); });
+      for (int tries = 0; tries < 100000 && !handed.load(); tries++) handed = bitnet::Crew::Get().Hand([&done] { done++; });
+      thread.join();
+    }
+    Expect(done.load() == 1 && !bitnet::Crew::Get().Hand([] {}), "any", "stay", 1, 1, round);
+  }
+}
+
 int main() {
+  Stay();
   for (const bitnet::Isa& isa : bitnet::kIsas) {
     if (!isa.present()) continue;
     std::printf("%s\n", isa.name);
@@ -201,8 +220,8 @@ int main() {
       for (const int64_t m : {1, 3, 6}) Floats(isa, m, 70, d);
     }
     for (const int64_t d : {1, 63, 516, 2560, 45568}) Whole(isa, d);
+    Read(isa);
     for (const int64_t h : {7, 8, 20, 128}) Attend(isa, 33, h);
   }
-  Read();
   return failures != 0;
 }

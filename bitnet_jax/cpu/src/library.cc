@@ -217,7 +217,7 @@ ffi::Error ReadCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t thr
   BITNET_RETURN_IF_ERROR(Check("bytes", bytes, ffi::U8, {-1}));
   BITNET_RETURN_IF_ERROR(Check("sum", *sum, ffi::U32, {}));
   return Guarded([&] {
-    *sum->typed_data<uint32_t>() = ReadBytes(pool, Threads(pool, threads), bytes.typed_data<uint8_t>(), bytes.dimensions()[0]);
+    *sum->typed_data<uint32_t>() = ReadBytes(*isa->floats, pool, Threads(pool, threads), bytes.typed_data<uint8_t>(), bytes.dimensions()[0]);
   });
 }
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <new>
 #include <thread>
@@ -38,6 +40,64 @@ inline void Pause() {
 #endif
 }
 
+// Threads of a pool that have ended a loop and stay for the next one. Waking a thread takes tens of microseconds, and a step of a model is
+// a hundred loops of as many microseconds each.
+class Crew {
+ public:
+  static Crew& Get() {
+    static Crew& crew = *new Crew;  // never destroyed: threads may stay while the process ends
+    return crew;
+  }
+
+  // Hands `work` to a thread that stays; false where none does.
+  bool Hand(const std::function<void()>& work) {
+    for (Seat& seat : seats_) {
+      int waiting = kWaiting;
+      if (seat.state.load(std::memory_order_relaxed) != kWaiting || !seat.state.compare_exchange_strong(waiting, kTaken)) continue;
+      seat.work = work;
+      seat.state.store(kReady, std::memory_order_release);
+      return true;
+    }
+    return false;
+  }
+
+  // Stays, and does what is handed to this thread, until nothing was for `kStay`.
+  void Stay() {
+    for (Seat& seat : seats_) {
+      int free = kFree;
+      if (seat.state.load(std::memory_order_relaxed) != kFree || !seat.state.compare_exchange_strong(free, kWaiting)) continue;
+      while (Handed(seat)) {
+        const std::function<void()> work = std::move(seat.work);
+        seat.work = nullptr;
+        work();
+        seat.state.store(kWaiting, std::memory_order_release);
+      }
+      return;
+    }
+  }
+
+ private:
+  static constexpr std::chrono::microseconds kStay{100};
+  enum State { kFree, kWaiting, kTaken, kReady };
+  struct alignas(64) Seat {
+    std::atomic<int> state{kFree};
+    std::function<void()> work;
+  };
+
+  static bool Handed(Seat& seat) {
+    const auto end = std::chrono::steady_clock::now() + kStay;
+    for (;;) {
+      for (int spins = 0; spins < 32; spins++, Pause()) {
+        if (seat.state.load(std::memory_order_acquire) == kReady) return true;
+      }
+      int waiting = kWaiting;
+      if (std::chrono::steady_clock::now() > end && seat.state.compare_exchange_strong(waiting, kFree)) return false;
+    }
+  }
+
+  Seat seats_[64];
+};
+
 // Calls work(i) for every i below `blocks`, on up to `threads` threads, the caller's among them. Blocks are claimed one by one, so that
 // the caller never waits for a thread that has not begun, and a slow thread does less. Where memory ends in one, the caller throws.
 template <typename Pool, typename Work>
@@ -69,7 +129,13 @@ void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) 
     }
     SetFloatMode(before);
   };
-  for (int64_t t = 1; t < threads; t++) pool.Schedule([run] { run(); });
+  for (int64_t t = 1; t < threads; t++) {
+    if (Crew::Get().Hand(run)) continue;
+    pool.Schedule([run] {
+      run();
+      Crew::Get().Stay();
+    });
+  }
   run();
   for (int spins = 0; job->done.load(std::memory_order_acquire) < blocks; spins++) {
     if (spins < 1000) {
