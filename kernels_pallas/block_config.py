@@ -47,6 +47,28 @@ class TpuConfig:
             raise ValueError(f"chip={self.chip!r} must be one of {names}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TpuBlocks:
+    """A block of the result of `mosaic_tpu`."""
+
+    rows: int
+    outputs: int
+
+
+def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
+    """The blocks of a call: those of `config`, else measured ones, else by rule."""
+    config = config or TpuConfig()
+    found = tuned("mosaic_tpu", spec, CHIPS[spec.chip].kinds[0], TpuConfig) if spec.chip else None
+    rows = config.rows or (found and found.rows) or 256
+    outputs = config.outputs or (found and found.outputs) or 512
+    return TpuBlocks(rows=min(rows, spec.m), outputs=min(outputs, spec.n))
+
+
+def tpu_vmem_bytes(spec: ArgSpec, blocks: TpuBlocks) -> int:
+    """Vector memory that a call takes: blocks twice, since the next ones are loaded meanwhile."""
+    return 32 << 20
+
+
 # --- measured --------------------------------------------------------------------------------------------------------
 
 
