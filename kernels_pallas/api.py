@@ -103,7 +103,7 @@ def ternary_matmuls(
     m = int(np.prod(lead))
     if m == 0:
         return [jnp.zeros((*lead, w.n), out_dtype) for w in matrices]
-    platform, chip = _target(config)
+    chip = getattr(config, "chip", None)
     names = [
         _choose(
             ArgSpec(
@@ -114,8 +114,8 @@ def ternary_matmuls(
                 out_dtype=str(out_dtype),
                 encoding=w.encoding,
                 group=w.group,
-                platform=platform,
-                chip=chip,
+                platform=CHIPS[chip].platform if chip else jax.default_backend(),
+                chip=chip or chip_name(jax.devices()[0].device_kind),
             ),
             implementation,
             config,
@@ -144,14 +144,6 @@ def _check(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any) -> None
         raise ValueError(f"x has shape {x.shape}: its last axis must be K={w.k} of w")
     if not jnp.issubdtype(out_dtype, jnp.floating):
         raise ValueError(f"out_dtype={out_dtype} must be a floating-point type")
-
-
-def _target(config: Any) -> tuple[str, str | None]:
-    """Platform and name of what a call is to run on: the chip that `config` names, else JAX's default device."""
-    chip = getattr(config, "chip", None)
-    if chip is not None:
-        return CHIPS[chip].platform, chip
-    return jax.default_backend(), chip_name(jax.devices()[0].device_kind)
 
 
 @functools.cache

@@ -52,9 +52,7 @@ def supported(spec: ArgSpec) -> str | None:
         return f"K={spec.k} must be at most {(1 << 18) - 128}: sums are int32"
     blocks = tpu_blocks(spec)
     if (needed := tpu_vmem_bytes(spec, blocks)) > (CHIPS[spec.chip].vmem or 0):
-        return (
-            f"blocks of {blocks.rows} x {blocks.outputs} with whole K={spec.k} take {needed} bytes of vector memory: {spec.chip} has less"
-        )
+        return f"blocks of {blocks.rows} x {blocks.outputs} take {needed} bytes of vector memory at K={spec.k}: {spec.chip} has less"
     return None
 
 
