@@ -101,14 +101,14 @@ def _product(
 ) -> jax.Array:
     config = config or TpuConfig()
     spec = arg_spec(x, w, out_dtype, config)
-    chip, blocks = CHIPS[spec.chip or ""], tpu_blocks(spec, config)
+    blocks = tpu_blocks(spec, config)
     if isinstance(w, PackedLayer):
         stack, layer = w.stack, jnp.clip(w.layer, 0, w.stack.codes.shape[0] - 1)
     else:
         stack, layer = jax.tree.map(lambda leaf: leaf[None], w), jnp.zeros((), jnp.int32)
     m, k = x.shape[0], 4 * stack.codes.shape[2]
     integer = quantize or x.dtype == jnp.int8
-    operand = jnp.dtype(jnp.int8 if integer and chip.int8 else jnp.bfloat16)
+    operand = operand_dtype(spec, integer)
 
     x = jnp.pad(x, ((0, 0), (0, k - x.shape[1])))
     if operand == jnp.bfloat16:
@@ -142,6 +142,12 @@ def _product(
         interpret=config.interpret,
         name=f"ternary_matmul_tpu_{'quantize' if quantize else operand}",
     )(layer.reshape(1), *inputs)
+
+
+def operand_dtype(spec: ArgSpec, integer: bool | None = None) -> Any:
+    """The type that is multiplied: int8 where activations are integers, or quantised to be, and the chip has such products."""
+    integer = spec.x_dtype == "int8" if integer is None else integer
+    return jnp.dtype(jnp.int8 if integer and CHIPS[spec.chip or ""].int8 else jnp.bfloat16)
 
 
 def _manual_axes(arrays: list[jax.Array]) -> ManualAxisType:
