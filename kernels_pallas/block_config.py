@@ -106,8 +106,7 @@ def tpu_vmem_bytes(spec: ArgSpec, blocks: TpuBlocks) -> int:
     """
     rows, outputs, k = _round_up(blocks.rows, 32), _round_up(blocks.outputs, 128), 4 * bytes_per_row(spec.k, spec.encoding)
     operand = 1 if spec.x_dtype == "int8" and spec.chip and CHIPS[spec.chip].int8 else 2
-    x = max(operand, SIZES[spec.x_dtype])
-    loaded = rows * k * x + rows * 128 * 4 + k // 4 * outputs + rows * outputs * SIZES[spec.out_dtype]
+    loaded = rows * k * SIZES[spec.x_dtype] + rows * 128 * 4 + k // 4 * outputs + rows * outputs * SIZES[spec.out_dtype]
     return 2 * loaded + rows * k * operand + rows * 128 * 4 + 2 * rows * outputs * 4 + _VMEM_SLACK
 
 

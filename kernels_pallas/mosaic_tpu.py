@@ -111,32 +111,37 @@ def _product(
     operand = operand_dtype(spec, integer)
 
     x = jnp.pad(x, ((0, 0), (0, k - x.shape[1])))
-    if operand == jnp.bfloat16:
-        x = x if quantize else x.astype(operand)
-        x = x.reshape(m, -1, 16, 2).swapaxes(2, 3).reshape(m, k)
+    prepared = quantize or operand == jnp.bfloat16
+    steps = pl.cdiv(spec.n, blocks.outputs)
+    cores = CHIPS[spec.chip or ""].cores if steps > 1 else 1
+    each = pl.cdiv(steps, cores)
+
+    def output(core: Any, j: Any) -> Any:
+        """The block of outputs; where they do not come out even, one core computes the last block twice."""
+        return jnp.minimum(core * each + j, steps - 1)
+
     inputs = [stack.scale[layer].reshape(1, 1), x]
-    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((blocks.rows, k), lambda i, j, layer: (i, 0))]
+    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((blocks.rows, k), lambda i, core, j, layer: (i, 0))]
     if x_scale is not None:
         # A single column takes as many bytes as a tile's lanes, and XLA would copy it into them; this it writes where it makes x_scale.
         inputs.append(jnp.broadcast_to(x_scale, (m, _LANES)))
-        in_specs.append(pl.BlockSpec((blocks.rows, _LANES), lambda i, j, layer: (i, 0)))
+        in_specs.append(pl.BlockSpec((blocks.rows, _LANES), lambda i, core, j, layer: (i, 0)))
     inputs.append(jnp.swapaxes(stack.codes, 1, 2))
-    in_specs.append(pl.BlockSpec((None, k // 4, blocks.outputs), lambda i, j, layer: (layer[0], 0, j)))
+    in_specs.append(pl.BlockSpec((None, k // 4, blocks.outputs), lambda i, core, j, layer: (layer[0], 0, output(core, j))))
 
     found = cost(spec)
     return pl.pallas_call(
         functools.partial(_kernel, operand=operand, integer=integer, quantize=quantize),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(pl.cdiv(m, blocks.rows), pl.cdiv(spec.n, blocks.outputs)),
+            grid=(pl.cdiv(m, blocks.rows), cores, each),
             in_specs=in_specs,
-            out_specs=pl.BlockSpec((blocks.rows, blocks.outputs), lambda i, j, layer: (i, j)),
-            scratch_shapes=[pltpu.VMEM((blocks.rows, k), operand), pltpu.VMEM((blocks.rows, _LANES), jnp.float32)] if quantize else [],
+            out_specs=pl.BlockSpec((blocks.rows, blocks.outputs), lambda i, core, j, layer: (i, output(core, j))),
+            scratch_shapes=[pltpu.VMEM((blocks.rows, k), operand)] * prepared + [pltpu.VMEM((blocks.rows, _LANES), jnp.float32)] * quantize,
         ),
         out_shape=jax.ShapeDtypeStruct((m, spec.n), out_dtype, manual_axis_type=_manual_axes([layer, *inputs])),
-        # A quantised row is kept from the first block of outputs for the others, so these follow one another on one core.
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary" if quantize else "parallel"), vmem_limit_bytes=tpu_vmem_bytes(spec, blocks)
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tpu_vmem_bytes(spec, blocks)
         ),
         cost_estimate=pl.CostEstimate(flops=found.operations, transcendentals=0, bytes_accessed=found.bytes),
         interpret=config.interpret,
@@ -174,17 +179,16 @@ def arg_spec(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any, confi
 
 
 def _kernel(layer_ref: Any, scale_ref: Any, x_ref: Any, *refs: Any, operand: Any, integer: bool, quantize: bool) -> None:
-    """One block of rows times one block of outputs; the blocks of outputs of a block of rows follow one another."""
+    """One block of rows times one block of outputs. Rows that are not multiplied as they come are prepared once for all their blocks."""
     del layer_ref  # read by the index map of the codes
-    if quantize:
-        codes_ref, out_ref, operand_ref, step_ref = refs
-
-        pl.when(pl.program_id(1) == 0)(functools.partial(_quantize, x_ref, operand_ref, step_ref))
-        x_ref = operand_ref
-    elif integer:
-        step_ref, codes_ref, out_ref = refs
-    else:
-        (codes_ref, out_ref), step_ref = refs, None
+    refs = list(refs)
+    step_ref = refs.pop(0) if integer and not quantize else None
+    codes_ref, out_ref, *scratch = refs
+    if scratch:
+        step_ref = scratch[1] if quantize else step_ref
+        prepare = functools.partial(_quantize, x_ref, *scratch) if quantize else functools.partial(_reorder, x_ref, scratch[0])
+        pl.when(pl.program_id(2) == 0)(prepare)
+        x_ref = scratch[0]
 
     weights = _unpack(codes_ref[...], operand)
     if operand == jnp.int8:
@@ -207,10 +211,30 @@ def _quantize(x_ref: Any, codes_ref: Any, step_ref: Any) -> None:
         x = x_ref[here, :].astype(jnp.float32)
         size = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), 1e-5)
         codes = jnp.clip(jnp.round(x * (127.0 / size)), -128.0, 127.0)
-        codes_ref[here, :] = (codes.astype(jnp.int32) if codes_ref.dtype == jnp.int8 else codes).astype(codes_ref.dtype)
         step_ref[here, :] = jnp.broadcast_to(size * (1.0 / 127.0), (tile, _LANES))
+        if codes_ref.dtype == jnp.int8:
+            codes_ref[here, :] = codes.astype(jnp.int32).astype(jnp.int8)
+        else:
+            _write_reordered(codes_ref, here, codes)
 
     jax.lax.fori_loop(0, x_ref.shape[0] // tile, rows, None)
+
+
+def _reorder(x_ref: Any, out_ref: Any) -> None:
+    """Writes x as bfloat16 in the order in which `_unpack` gives weights for it."""
+    _write_reordered(out_ref, slice(None), x_ref)
+
+
+def _write_reordered(out_ref: Any, rows: Any, x: Any) -> None:
+    """Of every 32 columns of x the even ones and then the odd ones, by the matrix unit: nothing else moves values between lanes as fast."""
+    source, place = (jax.lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), axis) for axis in (0, 1))
+    inside = place & 31
+    wanted = place - inside + jnp.where(inside < 16, 2 * inside, 2 * inside - 31)
+    permutation = jnp.where(source == wanted, 1.0, 0.0).astype(jnp.bfloat16)
+    for start in range(0, x.shape[1], _LANES):
+        columns = x[:, start : start + _LANES]
+        columns = columns.astype(jnp.float32).astype(jnp.bfloat16) if columns.dtype == jnp.int8 else columns.astype(jnp.bfloat16)
+        out_ref[rows, start : start + _LANES] = _dot(columns, permutation, jnp.float32).astype(jnp.bfloat16)
 
 
 def _dot(x: jax.Array, weights: jax.Array, accumulator: Any) -> jax.Array:

@@ -138,7 +138,10 @@ def test_codes_and_steps_are_those_of_the_quantiser(dtype: Any, codes_dtype: Any
     )
     codes, step = jax.jit(kernel)(x)
     expected = jax.jit(quant.quantize_activations, static_argnums=1)(x, QuantConfig().for_inference)
-    assert np.array_equal(np.asarray(codes).astype(np.float32), np.asarray(expected.codes))
+    wanted = np.asarray(expected.codes)
+    if codes_dtype == jnp.bfloat16:  # of every 32 the even ones first
+        wanted = wanted.reshape(32, -1, 16, 2).swapaxes(2, 3).reshape(32, -1)
+    assert np.array_equal(np.asarray(codes).astype(np.float32), wanted)
     assert same_bits(step, np.broadcast_to(np.asarray(expected.scale), (32, 128)))
 
 
@@ -216,7 +219,7 @@ def test_several_matrices_in_one_call(on: dict) -> None:
 
 
 def test_no_two_steps_race(capsys: pytest.CaptureFixture[str]) -> None:
-    config = TpuConfig(chip="v6e", interpret=pltpu.InterpretParams(detect_races=True), **SMALL)
+    config = TpuConfig(chip="v5p", interpret=pltpu.InterpretParams(detect_races=True), **SMALL)  # two cores, three blocks of outputs
     w, x = matrix(300, 300), hard_rows(300, jnp.bfloat16)
     codes, x_scale = quant.quantize_activations(x, QuantConfig().for_inference)
     out = mosaic_tpu.quantize_and_multiply(x, w, jnp.bfloat16, config)
