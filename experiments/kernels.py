@@ -23,9 +23,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from bitnet_jax.training import run_directory
+from experiments.tpu_aot import TOPOLOGIES, compile_for, spec_of
+from kernels_pallas.arg_specs import cost, floor_us, named
+from kernels_pallas.block_config import tpu_blocks
+
 RESULTS = Path(__file__).parent / "results" / "kernels"
 ROWS = (1, 16, 512)
-MATRICES = ("2b4t/qkv", "2b4t/o", "2b4t/gate_up", "2b4t/down")
+MATRICES = ("2b4t/o", "2b4t/gate_up", "2b4t/down")
+FORMS = {chip: ("int8", "fused", "xla bf16", *(("xla int8", "xla int4") if chip in ("v5e", "v6e") else ())) for chip in TOPOLOGIES}
 UNMODELLED = ("v4",)
 """TPUs whose transfers libtpu's profiler does not model: it ends the process."""
 
@@ -36,26 +44,22 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("target", choices=["tpu"])
     parser.add_argument("--one", nargs=3, metavar=("CHIP", "NAME", "FORM"), help=argparse.SUPPRESS)
     parsed = parser.parse_args(args)
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     if parsed.one:
         print(json.dumps(_one(*parsed.one)))
         return
-    from bitnet_jax.training import run_directory
-    from experiments.tpu_aot import FORMS, TOPOLOGIES
-    from kernels_pallas.arg_specs import named
-
-    names = [name for name, spec in named(ROWS) if name.startswith(MATRICES)]
+    facts: dict[str, Any] = {"versions": {"libtpu": version("libtpu")}, "environment": run_directory.environment()}
+    names = [name for name, _ in named(ROWS) if name.startswith(MATRICES)]
     calls = []
     for chip in TOPOLOGIES:
         for name in names:
-            for form in FORMS:
+            for form in FORMS[chip]:
                 if form == "fused" and name.endswith("/512"):
                     continue  # a norm and its quantisation are one pass of XLA's there
                 calls.append({"chip": chip, "call": name, "form": form, **_in_process(chip, name, form)})
                 print(chip, name, form, calls[-1].get("cycles"), calls[-1].get("error", ""), file=sys.stderr, flush=True)
-    facts = {"versions": {"libtpu": version("libtpu")}, "environment": run_directory.environment(), "calls": calls}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "tpu_aot.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "tpu_aot.json").write_text(json.dumps({**facts, "calls": calls}, indent=1) + "\n", encoding="utf-8")
 
 
 def _in_process(chip: str, name: str, form: str) -> dict[str, Any]:
@@ -76,10 +80,6 @@ def _in_process(chip: str, name: str, form: str) -> dict[str, Any]:
 
 def _one(chip: str, name: str, form: str) -> dict[str, Any]:
     """Compiles one call: seconds, bytes, and for the kernel its blocks and floor."""
-    from experiments.tpu_aot import compile_for, spec_of
-    from kernels_pallas.arg_specs import cost, floor_us, named
-    from kernels_pallas.block_config import tpu_blocks
-
     spec = spec_of(dict(named(ROWS))[name], chip, form)
     begun = time.perf_counter()
     memory = compile_for(chip, spec, form).memory_analysis()

@@ -15,9 +15,6 @@ from kernels_pallas.block_config import TpuConfig
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1", "7x": "tpu7x:2x2x1"}
 """The smallest slice that libtpu has a name for, by the chip's name in `kernels_pallas.arg_specs.CHIPS`."""
 
-FORMS = ("int8", "fused", "bf16 activations", "xla bf16", "xla int8", "xla int4")
-"""The kernel with int8 activations, with its quantiser, and with bfloat16 ones; plain products of XLA's on unpacked weights."""
-
 # What a virtual machine with a TPU would tell; and several processes may compile at a time.
 _SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -29,7 +26,11 @@ _SETTINGS = {
 
 
 def compile_for(chip: str, spec: ArgSpec, form: str) -> Any:
-    """`spec` in one of `FORMS`, as a `jax.stages.Compiled` for a TPU. Packed weights lie as `mosaic_tpu.place` puts them."""
+    """A call as a `jax.stages.Compiled` for a TPU, in one of six forms.
+
+    The kernel with activations in int8 ("int8"), quantised in it ("fused") or in bfloat16 ("bf16 activations"), on weights that lie as
+    `mosaic_tpu.place` puts them; and XLA's products of unpacked weights: "xla bf16", "xla int8", "xla int4".
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]

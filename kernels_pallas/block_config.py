@@ -64,7 +64,7 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     """The blocks of a call: those that `config` names, else measured ones, else by rule.
 
     The rule for few rows. Time is about that of the first load, total / steps, and the cost of each step: least for
-    steps = sqrt(total / step), with what a step costs in bytes that could have been read meanwhile, about 128 KiB on every chip.
+    steps = sqrt(total / step), where `_STEP_BYTES` could be read in the time that a step costs.
     For many rows: 512 x 512, which keeps the matrix unit busy, with fewer rows where K is large (compiling takes minutes otherwise) or
     vector memory small.
     """
@@ -74,7 +74,8 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     rows, outputs = config.rows or found.rows, config.outputs or found.outputs
     by_rule = TpuBlocks(rows=512 if spec.k <= 8192 else 256, outputs=512)
     if spec.m <= 32:
-        steps = max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / _STEP_BYTES)))
+        cores = chip.cores if chip else 1
+        steps = cores * max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / cores / _STEP_BYTES)))
         by_rule = TpuBlocks(rows=32, outputs=_round_up(spec.n / steps, 128))
     elif spec.m < by_rule.rows:
         by_rule = dataclasses.replace(by_rule, rows=_round_up(spec.m, 32))
@@ -91,8 +92,8 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     return dataclasses.replace(blocks, rows=spec.m) if spec.m <= 32 else blocks
 
 
-_STEP_BYTES = 1 << 17
-"""Bytes that are read in the 0.1 µs that a step costs beside its products (static schedules of v5e and v6e, experiments/LOG.md)."""
+_STEP_BYTES = 1 << 19
+"""Of 640 to 3456 outputs in a block, those that this gives have the least estimated cycles (v5e and v6e, 2560 x 2560 and x 13824)."""
 
 
 def _round_up(size: float, multiple: int) -> int:

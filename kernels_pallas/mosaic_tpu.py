@@ -118,7 +118,7 @@ def _product(
 
     def output(core: Any, j: Any) -> Any:
         """The block of outputs; where they do not come out even, one core computes the last block twice."""
-        return jnp.minimum(core * each + j, steps - 1)
+        return j if cores == 1 else jnp.minimum(core * each + j, steps - 1)
 
     inputs = [stack.scale[layer].reshape(1, 1), x]
     in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((blocks.rows, k), lambda i, core, j, layer: (i, 0))]
