@@ -77,9 +77,9 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
         cores = chip.cores if chip else 1
         steps = cores * max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / cores / _STEP_BYTES)))
         by_rule = TpuBlocks(rows=32, outputs=_round_up(spec.n / steps, 128))
-    elif spec.m < by_rule.rows:
-        by_rule = dataclasses.replace(by_rule, rows=_round_up(spec.m, 32))
-    blocks = TpuBlocks(rows=rows or by_rule.rows, outputs=min(outputs or by_rule.outputs, _round_up(spec.n, 128)))
+    blocks = TpuBlocks(
+        rows=min(rows or by_rule.rows, _round_up(spec.m, 32)), outputs=min(outputs or by_rule.outputs, _round_up(spec.n, 128))
+    )
     # The last quarter is for what the compiler puts there where registers do not suffice.
     while chip and chip.vmem and not (rows or outputs) and tpu_vmem_bytes(spec, blocks) > chip.vmem * 3 // 4:
         if blocks.rows > 64:

@@ -74,7 +74,15 @@ def quantize_and_multiply(x: jax.Array, w: PackedTernary | PackedLayer, out_dtyp
     With size = max(max |x|, 1e-5) of a row (FAQ of b1.58, code listing; rounding is half to even, arithmetic float32),
 
         codes = clip(round(x * (127 / size)), -128, 127),   out = float32(codes @ W) * (size * (1 / 127) * w.scale)
+
+    Raises:
+        NotImplementedError: the kernel does not support the call.
     """
+    spec = arg_spec(x, w, out_dtype, config or TpuConfig())
+    platform = spec.platform if config and config.chip else jax.default_backend()
+    kind = "bfloat16" if spec.x_dtype == "float32" else spec.x_dtype  # its products would be rounded; here they are of codes
+    if (reason := supported(dataclasses.replace(spec, platform=platform, x_dtype=kind))) is not None or spec.x_dtype == "int8":
+        raise NotImplementedError(f"mosaic_tpu: {reason or 'activations in int8 are quantised already'}")
     return _product(x, w, None, out_dtype, config, quantize=True)
 
 
@@ -141,7 +149,8 @@ def _product(
         ),
         out_shape=jax.ShapeDtypeStruct((m, spec.n), out_dtype, manual_axis_type=_manual_axes([layer, *inputs])),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tpu_vmem_bytes(spec, blocks)
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=tpu_vmem_bytes(spec, blocks) * 4 // 3,  # and what the compiler puts there where registers do not suffice
         ),
         cost_estimate=pl.CostEstimate(flops=found.operations, transcendentals=0, bytes_accessed=found.bytes),
         interpret=config.interpret,

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from bitnet_jax import quant
 from bitnet_jax.config import QuantConfig
-from kernels_pallas import ArgSpec, Encoding, PackedLayer, PackedTernary, mosaic_tpu, pack, ternary_matmul, ternary_matmuls
+from kernels_pallas import ArgSpec, Encoding, PackedLayer, PackedTernary, mosaic_tpu, pack, ternary_matmul, ternary_matmuls, transcode
 from kernels_pallas.arg_specs import CHIPS, named
 from kernels_pallas.block_config import TpuConfig, tpu_blocks, tpu_vmem_bytes
 
@@ -298,6 +298,18 @@ def test_what_is_not_supported_is_named(change: dict, reason: str) -> None:
 def test_a_call_without_a_tpu_says_so() -> None:
     with pytest.raises(NotImplementedError, match="mosaic_tpu: it needs a TPU, or a config that names one"):
         ternary_matmul(activations(2, 40), matrix(40, 3), x_scale=steps(2), out_dtype=jnp.float32, implementation="mosaic_tpu")
+
+
+def test_what_the_quantising_form_does_not_do_is_named() -> None:
+    w, config = matrix(40, 3), TpuConfig(chip="v6e", interpret=True)
+    for message, wrong in {
+        "needs a TPU": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40), w, jnp.float32),
+        "activations in float16": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40, dtype=jnp.float16), w, jnp.float32, config),
+        "quantised already": lambda: mosaic_tpu.quantize_and_multiply(activations(2, 40), w, jnp.float32, config),
+        "encoding base3": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40), transcode(w, Encoding.BASE3), jnp.float32, config),
+    }.items():
+        with pytest.raises(NotImplementedError, match=message):
+            wrong()
 
 
 def test_placing_codes_changes_no_value() -> None:
