@@ -190,9 +190,9 @@ def arg_spec(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any, confi
 def _kernel(layer_ref: Any, scale_ref: Any, x_ref: Any, *refs: Any, operand: Any, integer: bool, quantize: bool) -> None:
     """One block of rows times one block of outputs. Rows that are not multiplied as they come are prepared once for all their blocks."""
     del layer_ref  # read by the index map of the codes
-    refs = list(refs)
-    step_ref = refs.pop(0) if integer and not quantize else None
-    codes_ref, out_ref, *scratch = refs
+    operands = list(refs)
+    step_ref = operands.pop(0) if integer and not quantize else None
+    codes_ref, out_ref, *scratch = operands
     if scratch:
         step_ref = scratch[1] if quantize else step_ref
         prepare = functools.partial(_quantize, x_ref, *scratch) if quantize else functools.partial(_reorder, x_ref, scratch[0])
