@@ -3,6 +3,7 @@
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
+# make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (TPU_AOT= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -13,6 +14,7 @@ VENV ?= .venv
 TESTS ?= tests
 SMOKE ?=
 NATIVE ?=
+TPU_AOT ?= and not slow
 # Two processes are quickest on two cores; more than four do not help a suite this small. One file stays in one process, for its fixtures.
 PYTEST_ARGS ?= -q -n auto --maxprocesses=4 --dist=loadfile
 
@@ -22,7 +24,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-tpu-aot lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -43,6 +45,9 @@ test-huge: $(VENV)/.installed-test
 
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
+
+test-tpu-aot: $(VENV)/.installed-test $(VENV)/.installed-tpu-aot
+	@$(BIN)/python -m pytest -q -m "tpu_aot $(TPU_AOT)" tests/kernels_pallas
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"
@@ -94,3 +99,6 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(call install,[lint])
+
+$(VENV)/.installed-tpu-aot: $(VENV)/.installed
+	$(call install,[tpu-aot])
