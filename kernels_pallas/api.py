@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import reference, xla
-from kernels_pallas.arg_specs import ArgSpec
+from kernels_pallas import mosaic_gpu, reference, xla
+from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name
 from kernels_pallas.packing import PackedLayer, PackedTernary, check_shapes
 
 
@@ -30,6 +30,7 @@ class Implementation:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference.ternary_matmul, reference.supported),
     "xla": Implementation(xla.ternary_matmul, xla.supported),
+    "mosaic_gpu": Implementation(mosaic_gpu.ternary_matmul, mosaic_gpu.supported, mosaic_gpu.ternary_matmuls),
 }
 """By name, from the plainest to the fastest; `implementation=None` takes the last one that supports the call.
 
@@ -102,6 +103,7 @@ def ternary_matmuls(
     m = int(np.prod(lead))
     if m == 0:
         return [jnp.zeros((*lead, w.n), out_dtype) for w in matrices]
+    chip = getattr(config, "chip", None)
     names = [
         _choose(
             ArgSpec(
@@ -112,7 +114,8 @@ def ternary_matmuls(
                 out_dtype=str(out_dtype),
                 encoding=w.encoding,
                 group=w.group,
-                platform=jax.default_backend(),
+                platform=CHIPS[chip].platform if chip else jax.default_backend(),
+                chip=chip or chip_name(jax.devices()[0].device_kind),
             ),
             implementation,
             config,

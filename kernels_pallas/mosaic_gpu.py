@@ -19,6 +19,7 @@ after tile; one warpgroup loads, and two take turns at unpacking and multiplying
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,9 @@ MAXIMUM_K = (1 << 18) - 1
 SHARED_MEMORY = 232_448
 """Bytes of shared memory that a block of threads may have (CUDA C++ Programming Guide, compute capability 9.0)."""
 
+_CAPABILITIES = {"a100": "8.0", "h100": "9.0", "h200": "9.0", "b200": "10.0"}
+"""Compute capabilities of the GPUs in `CHIPS`."""
+
 _HEIGHT = 64
 """Rows of the left operand of a `wgmma`: the fewest outputs that a warpgroup computes."""
 
@@ -71,19 +75,13 @@ def supported(spec: ArgSpec) -> str | None:
         return f"K={spec.k} must be at most {MAXIMUM_K}: sums are int32"
     if spec.out_dtype not in ("float32", "bfloat16", "float16"):
         return f"out_dtype={spec.out_dtype} must be float32, bfloat16 or float16"
-    if getattr(spec, "interpret", False):
-        return None
     if spec.platform != "gpu":
-        return f"platform={spec.platform} must be gpu, of NVIDIA's Hopper generation"
-    return unsupported_device(str(getattr(jax.devices()[0], "compute_capability", "unknown")))
-
-
-def unsupported_device(capability: str) -> str | None:
-    """Why a device of this compute capability cannot run the kernels, or None."""
+        return f"platform={spec.platform} must be gpu, an NVIDIA one of the Hopper generation"
+    capability = _CAPABILITIES.get(spec.chip or "") or str(getattr(jax.devices()[0], "compute_capability", "unknown"))
     if capability == "9.0":
         return None
-    age = "older than" if capability[0] in "12345678" and capability[1:2] == "." else "not"
-    return f"compute capability {capability} is {age} Hopper (9.0), whose wgmma instructions the kernels consist of"
+    age = "newer" if re.fullmatch(r"1\d\.\d", capability) else "older" if re.fullmatch(r"[1-8]\.\d", capability) else "other"
+    return f"compute capability {capability} is {age} than Hopper's 9.0, of whose wgmma instructions the kernels are made"
 
 
 def ternary_matmul(x: jax.Array, w: PackedTernary, x_scale: jax.Array | None, out_dtype: Any, config: GpuConfig | None = None) -> jax.Array:
@@ -92,10 +90,10 @@ def ternary_matmul(x: jax.Array, w: PackedTernary, x_scale: jax.Array | None, ou
     Raises:
         ValueError: the blocks of `config` need more shared memory than there is.
     """
-    return together(x, [w], x_scale, out_dtype, config)[0]
+    return ternary_matmuls(x, [w], x_scale, out_dtype, config)[0]
 
 
-def together(x: jax.Array, matrices: list[Any], x_scale: Any, out_dtype: Any, config: GpuConfig | None = None) -> list[jax.Array]:
+def ternary_matmuls(x: jax.Array, matrices: list[Any], x_scale: Any, out_dtype: Any, config: GpuConfig | None = None) -> list[jax.Array]:
     """`ternary_matmul` with each of `matrices`, whose common work on x is done once. A layer of a stack is read where it lies.
 
     Raises:
