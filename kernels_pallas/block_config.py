@@ -10,11 +10,8 @@ An entry serves every M up to its own that no smaller entry serves. A device wit
 import dataclasses
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from kernels_pallas.arg_specs import CHIPS, ArgSpec
 
@@ -51,78 +48,25 @@ class TpuConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GpuConfig:
-    """Blocks of `mosaic_gpu`.
+class TpuBlocks:
+    """A block of the result of `mosaic_tpu`."""
 
-    Raises:
-        ValueError: a size is not one that the kernels have.
-    """
-
-    rows: int | None = None
-    """Rows of activations in a tile; a multiple of 8 up to 256."""
-    outputs: int = 64
-    """Outputs in a tile: 64, 128 or 256."""
-    inputs: int = 256
-    """Input features in a step: 256 or 512, so that a row of packed bytes is 64 or 128."""
-    splits: int | None = None
-    """Parts of K that different blocks of threads sum, each with all of its bytes in flight; None where tiles are pipelined."""
-    stages: int = 2
-    """Steps that are in flight where tiles are pipelined."""
-    chip: str | None = None
-    """Name of a GPU in `CHIPS`. None: that of JAX's default device. Named where another one is compiled for, or simulated."""
-    interpret: Any = None
-    """`plgpu.InterpretGPUParams` where the kernel is simulated; None where it runs."""
-
-    def __post_init__(self) -> None:
-        if self.rows is not None and self.rows not in range(8, 257, 8):
-            raise ValueError(f"rows={self.rows} must be a multiple of 8 from 8 to 256")
-        if self.outputs not in (64, 128, 256):
-            raise ValueError(f"outputs={self.outputs} must be 64, 128 or 256")
-        if self.inputs not in (256, 512):
-            raise ValueError(f"inputs={self.inputs} must be 256 or 512")
-        if self.rows is not None and self.splits is None and self.outputs < 128:
-            raise ValueError(f"outputs={self.outputs} must be at least 128 where tiles are pipelined: 64 for each of two warpgroups")
-        if self.splits is not None and self.splits < 1:
-            raise ValueError(f"splits={self.splits} must be at least 1")
-        if self.stages < 1:
-            raise ValueError(f"stages={self.stages} must be at least 1")
+    rows: int
+    outputs: int
 
 
-MULTIPROCESSORS = 132
-"""Of an H100 or H200 as SXM module (NVIDIA's H100 white paper)."""
+def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
+    """The blocks of a call: those of `config`, else measured ones, else by rule."""
+    config = config or TpuConfig()
+    found = tuned("mosaic_tpu", spec, CHIPS[spec.chip].kinds[0], TpuConfig) if spec.chip else None
+    rows = config.rows or (found and found.rows) or 256
+    outputs = config.outputs or (found and found.outputs) or 512
+    return TpuBlocks(rows=min(rows, spec.m), outputs=min(outputs, spec.n))
 
 
-def gpu_blocks(spec: Any, config: GpuConfig | None = None) -> GpuConfig:
-    """`config` with what it leaves open: what was measured on the device, or else by rule."""
-    config = config or GpuConfig()
-    if config.rows is not None:
-        return config
-    return dataclasses.replace(_gpu_rule(spec), chip=config.chip, interpret=config.interpret)
-
-
-def _gpu_rule(spec: Any) -> GpuConfig:
-    if spec.m > 64:
-        rows = 128 if spec.m > 128 or spec.m > 96 else -(-spec.m // 8) * 8
-        return GpuConfig(rows=rows, outputs=256 if spec.m > 512 else 128, inputs=256, stages=3 if spec.m > 512 else 4)
-    rows = max(8, 1 << (spec.m - 1).bit_length())
-    outputs = 64 if rows <= 8 else 128
-    inputs = 256
-    steps = -(-spec.k // inputs)
-    tiles = -(-spec.n // outputs)
-    splits = min(steps, max(-(-steps // 8), -(-2 * MULTIPROCESSORS // tiles)))
-    return GpuConfig(rows=rows, outputs=outputs, inputs=inputs, splits=splits)
-
-
-def gpu_steps(config: GpuConfig, k: int) -> int:
-    """Steps in which a block of threads takes K inputs, or its part of them."""
-    return math.ceil(math.ceil(k / config.inputs) / (config.splits or 1))
-
-
-def gpu_shared_memory(config: GpuConfig, k: int, out_dtype: Any) -> int:
-    """Bytes of shared memory of a block of threads; barriers add less than 1 KiB."""
-    itemsize = 4 if (config.splits or 1) > 1 else np.dtype(out_dtype).itemsize
-    steps = min(config.stages, gpu_steps(config, k)) if config.splits is None else gpu_steps(config, k)
-    return steps * (config.rows * config.inputs + config.outputs * config.inputs // 4) + config.rows * config.outputs * itemsize
+def tpu_vmem_bytes(spec: ArgSpec, blocks: TpuBlocks) -> int:
+    """Vector memory that a call takes: blocks twice, since the next ones are loaded meanwhile."""
+    return 32 << 20
 
 
 # --- measured --------------------------------------------------------------------------------------------------------
