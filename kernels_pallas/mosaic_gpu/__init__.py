@@ -128,3 +128,8 @@ def permuted(x: jax.Array, inputs: int) -> jax.Array:
     Of `inputs` columns, those in plane 0 of the blocks of 128 come first, then those in plane 1, 2 and 3.
     """
     return x.reshape(x.shape[0], -1, inputs // 128, 4, 32).swapaxes(2, 3).reshape(x.shape[0], -1)
+
+
+def plane_of_bytes(packed: Any, plane: int) -> Any:
+    """-64 times the weights in a plane of packed bytes uint8, as int8 in two's complement."""
+    return ((packed ^ 0x55) << (2 * plane)) & 0xC0

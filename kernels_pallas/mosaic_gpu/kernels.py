@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas.mosaic_gpu import plane_of_bytes
 from kernels_pallas.mosaic_gpu.blocks import MULTIPROCESSORS, SHARED_MEMORY, GpuConfig, shared_memory, steps_of
 
 _HEIGHT = 64
@@ -188,11 +189,6 @@ def _multiply(acc: Any, codes: Any, x: Any, group: Any, out_smem: Any, left_smem
             left[...] = plane_of_bytes(packed, plane).astype(jnp.int8)
             plgpu.commit_smem()
         plgpu.wgmma(acc, left, x.at[:, pl.ds(plane * size, size)].T)
-
-
-def plane_of_bytes(packed: Any, plane: int) -> Any:
-    """-64 times the weights in a plane of packed bytes uint8, as int8 in two's complement."""
-    return ((packed ^ 0x55) << (2 * plane)) & 0xC0
 
 
 def _plane(packed: jax.Array, plane: int) -> jax.Array:
