@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import mosaic_gpu, reference, xla
+from kernels_pallas import mosaic_gpu, mosaic_tpu, reference, xla
 from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name
 from kernels_pallas.packing import PackedLayer, PackedTernary, check_shapes
 
@@ -30,6 +30,7 @@ class Implementation:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference.ternary_matmul, reference.supported),
     "xla": Implementation(xla.ternary_matmul, xla.supported),
+    "mosaic_tpu": Implementation(mosaic_tpu.ternary_matmul, mosaic_tpu.supported, mosaic_tpu.ternary_matmuls),
     "mosaic_gpu": Implementation(mosaic_gpu.ternary_matmul, mosaic_gpu.supported, mosaic_gpu.ternary_matmuls),
 }
 """By name, from the plainest to the fastest; `implementation=None` takes the last one that supports the call.
@@ -61,7 +62,7 @@ def ternary_matmul(
 
     Works under jit, vmap, shard_map and grad. The gradient is that of floating-point x alone; asking for another one is an error.
     `implementation` names a row of `IMPLEMENTATIONS`, which then runs or raises; None chooses the fastest that supports the call.
-    `config` is passed to a named implementation that has block sizes to choose; "reference" and "xla" have none.
+    `config` (of `block_config`) is passed to a named implementation that has block sizes to choose; "reference" and "xla" have none.
 
     Raises:
         ValueError: a type, shape or name is wrong.

@@ -132,14 +132,17 @@ class Cost:
         return self.weights + self.activations + self.outputs
 
 
+SIZES = {"int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a value, by the types' names in `ArgSpec`."""
+
+
 def cost(spec: ArgSpec) -> Cost:
     """What `spec` has to read, to write and to compute, however it is implemented."""
     scales = spec.n * (spec.k // spec.group) if spec.group else 1
-    sizes = {"int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
     return Cost(
         weights=spec.n * bytes_per_row(spec.k, spec.encoding) + 4 * scales,
-        activations=spec.m * spec.k * sizes[spec.x_dtype] + (4 * spec.m if spec.x_dtype == "int8" else 0),
-        outputs=spec.m * spec.n * sizes[spec.out_dtype],
+        activations=spec.m * spec.k * SIZES[spec.x_dtype] + (4 * spec.m if spec.x_dtype == "int8" else 0),
+        outputs=spec.m * spec.n * SIZES[spec.out_dtype],
         operations=2 * spec.m * spec.k * spec.n,
     )
 

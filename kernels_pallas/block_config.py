@@ -10,10 +10,12 @@ An entry serves every M up to its own that no smaller entry serves. A device wit
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kernels_pallas.arg_specs import CHIPS, ArgSpec
+from kernels_pallas.arg_specs import CHIPS, SIZES, ArgSpec
+from kernels_pallas.packing import bytes_per_row
 
 TUNED = Path(__file__).parent / "tuned"
 
@@ -47,26 +49,69 @@ class TpuConfig:
             raise ValueError(f"chip={self.chip!r} must be one of {names}")
 
 
+# --- TPU -------------------------------------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuBlocks:
-    """A block of the result of `mosaic_tpu`."""
+    """One block of the result of `mosaic_tpu`: rows of activations times whole K times outputs."""
 
     rows: int
     outputs: int
 
 
 def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
-    """The blocks of a call: those of `config`, else measured ones, else by rule."""
+    """The blocks of a call: those that `config` names, else measured ones, else by rule.
+
+    The rule for few rows. Time is about that of the first load, total / steps, and the cost of each step: least for
+    steps = sqrt(total / step), with what a step costs in bytes that could have been read meanwhile, about 128 KiB on every chip.
+    For many rows: 512 x 512, which keeps the matrix unit busy, with fewer rows where K is large (compiling takes minutes otherwise) or
+    vector memory small.
+    """
     config = config or TpuConfig()
-    found = tuned("mosaic_tpu", spec, CHIPS[spec.chip].kinds[0], TpuConfig) if spec.chip else None
-    rows = config.rows or (found and found.rows) or 256
-    outputs = config.outputs or (found and found.outputs) or 512
-    return TpuBlocks(rows=min(rows, spec.m), outputs=min(outputs, spec.n))
+    chip = CHIPS[spec.chip] if spec.chip else None
+    found = (chip and tuned("mosaic_tpu", spec, chip.kinds[0], TpuConfig)) or TpuConfig()
+    rows, outputs = config.rows or found.rows, config.outputs or found.outputs
+    by_rule = TpuBlocks(rows=512 if spec.k <= 8192 else 256, outputs=512)
+    if spec.m <= 32:
+        steps = max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / _STEP_BYTES)))
+        by_rule = TpuBlocks(rows=32, outputs=_round_up(spec.n / steps, 128))
+    elif spec.m < by_rule.rows:
+        by_rule = dataclasses.replace(by_rule, rows=_round_up(spec.m, 32))
+    blocks = TpuBlocks(rows=rows or by_rule.rows, outputs=min(outputs or by_rule.outputs, _round_up(spec.n, 128)))
+    # The last quarter is for what the compiler puts there where registers do not suffice.
+    while chip and chip.vmem and not (rows or outputs) and tpu_vmem_bytes(spec, blocks) > chip.vmem * 3 // 4:
+        if blocks.rows > 64:
+            blocks = dataclasses.replace(blocks, rows=_round_up(blocks.rows / 2, 32))
+        elif blocks.outputs > 128:
+            blocks = dataclasses.replace(blocks, outputs=_round_up(blocks.outputs / 2, 128))
+        else:
+            break
+    # Few rows are one block without a rest: it may be smaller than a tile.
+    return dataclasses.replace(blocks, rows=spec.m) if spec.m <= 32 else blocks
+
+
+_STEP_BYTES = 1 << 17
+"""Bytes that are read in the 0.1 µs that a step costs beside its products (static schedules of v5e and v6e, experiments/LOG.md)."""
+
+
+def _round_up(size: float, multiple: int) -> int:
+    return math.ceil(size / multiple) * multiple
 
 
 def tpu_vmem_bytes(spec: ArgSpec, blocks: TpuBlocks) -> int:
-    """Vector memory that a call takes: blocks twice, since the next ones are loaded meanwhile."""
-    return 32 << 20
+    """Vector memory that a call may take: every block twice, since the next one is loaded meanwhile, and values between the steps.
+
+    An upper bound: the larger type wherever two are possible, and the quantised rows that only the fused form keeps.
+    """
+    rows, outputs, k = _round_up(blocks.rows, 32), _round_up(blocks.outputs, 128), 4 * bytes_per_row(spec.k, spec.encoding)
+    operand = 1 if spec.x_dtype == "int8" and spec.chip and CHIPS[spec.chip].int8 else 2
+    x = max(operand, SIZES[spec.x_dtype])
+    loaded = rows * k * x + rows * 128 * 4 + k // 4 * outputs + rows * outputs * SIZES[spec.out_dtype]
+    return 2 * loaded + rows * k * operand + rows * 128 * 4 + 2 * rows * outputs * 4 + _VMEM_SLACK
+
+
+_VMEM_SLACK = 1 << 20
 
 
 # --- measured --------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name, cost
 from kernels_pallas.block_config import TpuConfig, tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.packing import Encoding, PackedLayer, PackedTernary
 
-_LANES = 128
+_ROWS, _LANES = 32, 128
+"""Rows of an int8 tile, and columns of any."""
 
 _EXACT_K = 1 << 16
 """Inputs whose products are summed in float32: 128 * 2^16 = 2^23."""
@@ -51,9 +52,7 @@ def supported(spec: ArgSpec) -> str | None:
         return f"K={spec.k} must be at most {(1 << 18) - 128}: sums are int32"
     blocks = tpu_blocks(spec)
     if (needed := tpu_vmem_bytes(spec, blocks)) > (CHIPS[spec.chip].vmem or 0):
-        return (
-            f"blocks of {blocks.rows} x {blocks.outputs} with whole K={spec.k} take {needed} bytes of vector memory: {spec.chip} has less"
-        )
+        return f"blocks of {blocks.rows} x {blocks.outputs} take {needed} bytes of vector memory at K={spec.k}: {spec.chip} has less"
     return None
 
 
@@ -174,14 +173,7 @@ def _kernel(layer_ref: Any, scale_ref: Any, x_ref: Any, *refs: Any, operand: Any
     if quantize:
         codes_ref, out_ref, operand_ref, step_ref = refs
 
-        @pl.when(pl.program_id(1) == 0)
-        def _() -> None:
-            x = x_ref[...].astype(jnp.float32)
-            size = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), 1e-5)
-            codes = jnp.clip(jnp.round(x * (127.0 / size)), -128.0, 127.0)
-            operand_ref[...] = (codes.astype(jnp.int32) if operand == jnp.int8 else codes).astype(operand)
-            step_ref[...] = jnp.broadcast_to(size * (1.0 / 127.0), step_ref.shape)
-
+        pl.when(pl.program_id(1) == 0)(functools.partial(_quantize, x_ref, operand_ref, step_ref))
         x_ref = operand_ref
     elif integer:
         step_ref, codes_ref, out_ref = refs
@@ -198,6 +190,21 @@ def _kernel(layer_ref: Any, scale_ref: Any, x_ref: Any, *refs: Any, operand: Any
         sums = _dot(x_ref[...], weights, jnp.float32) * -0.5
     scale = scale_ref[0, 0] if step_ref is None else step_ref[:, :1] * scale_ref[0, 0]
     out_ref[...] = (sums.astype(jnp.float32) * scale).astype(out_ref.dtype)
+
+
+def _quantize(x_ref: Any, codes_ref: Any, step_ref: Any) -> None:
+    """Writes the codes of each row and its step; a tile of rows at a time, since values of more would not fit in registers."""
+    tile = min(_ROWS, x_ref.shape[0])
+
+    def rows(i: Any, _: None) -> None:
+        here = pl.ds(pl.multiple_of(i * tile, tile), tile)
+        x = x_ref[here, :].astype(jnp.float32)
+        size = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), 1e-5)
+        codes = jnp.clip(jnp.round(x * (127.0 / size)), -128.0, 127.0)
+        codes_ref[here, :] = (codes.astype(jnp.int32) if codes_ref.dtype == jnp.int8 else codes).astype(codes_ref.dtype)
+        step_ref[here, :] = jnp.broadcast_to(size * (1.0 / 127.0), (tile, _LANES))
+
+    jax.lax.fori_loop(0, x_ref.shape[0] // tile, rows, None)
 
 
 def _dot(x: jax.Array, weights: jax.Array, accumulator: Any) -> jax.Array:
