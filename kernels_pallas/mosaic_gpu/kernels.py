@@ -94,7 +94,7 @@ def pipelined(x: Any, codes: Any, layer: Any, shape: tuple[int, ...], out_dtype:
                 ],
                 wg_axis="group",
                 num_compute_wgs=_WARPGROUPS,
-                memory_registers=40,
+                memory_registers=56,
                 max_concurrent_steps=min(config.stages, steps),
                 compute_context=context,
             )

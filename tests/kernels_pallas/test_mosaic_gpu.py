@@ -60,6 +60,11 @@ def reference(x: jax.Array, w: PackedTernary, x_scale: Any = None, out_dtype: An
     return np.asarray(ternary_matmul(x, w, x_scale=x_scale, out_dtype=out_dtype, implementation="reference"))
 
 
+def run(function: Any, *arguments: Any) -> Any:
+    """The result, waited for: compiling something else while the interpreter runs, which compiles too, can take minutes."""
+    return jax.block_until_ready(function(*arguments))
+
+
 def same_bits(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -81,7 +86,7 @@ def same_bits(a: Any, b: Any) -> bool:
 )
 def test_results_equal_the_reference_bit_for_bit(m: int, k: int, n: int, out_dtype: Any, blocks_: GpuConfig, on: dict[str, Any]) -> None:
     x, w, x_scale = activations(m, k), matrix(k, n), steps(m) * 1e-3
-    assert same_bits(call(x, w, dataclasses.replace(blocks_, **on), x_scale, out_dtype), reference(x, w, x_scale, out_dtype))
+    assert same_bits(run(call, x, w, dataclasses.replace(blocks_, **on), x_scale, out_dtype), reference(x, w, x_scale, out_dtype))
 
 
 @needs_mosaic
@@ -95,7 +100,7 @@ def test_results_equal_the_reference_bit_for_bit(m: int, k: int, n: int, out_dty
 )
 def test_other_blocks_give_the_same(m: int, k: int, n: int, blocks_: GpuConfig, on: dict[str, Any]) -> None:
     x, w, x_scale = activations(m, k), matrix(k, n), steps(m)
-    assert same_bits(call(x, w, dataclasses.replace(blocks_, **on), x_scale), reference(x, w, x_scale))
+    assert same_bits(run(call, x, w, dataclasses.replace(blocks_, **on), x_scale), reference(x, w, x_scale))
 
 
 @needs_mosaic
@@ -105,7 +110,7 @@ def test_sums_are_exact_at_the_extremes(blocks_: GpuConfig, on: dict[str, Any]) 
     ternary = np.repeat(np.array([-1, 0, 1, 1], np.int8), 16)[None].repeat(k, 0)
     w = jax.tree.map(jnp.asarray, pack(ternary, np.asarray(1, np.float32)))
     x = jnp.asarray(np.array(values, np.int8)[:, None].repeat(k, 1))
-    out = np.asarray(call(x, w, dataclasses.replace(blocks_, **on))).astype(np.int64)
+    out = np.asarray(run(call, x, w, dataclasses.replace(blocks_, **on))).astype(np.int64)
     assert out.shape == (4, n)
     assert np.array_equal(out, k * np.outer(values, ternary[0].astype(np.int64)))
 
@@ -115,7 +120,7 @@ def test_sums_are_exact_at_the_extremes(blocks_: GpuConfig, on: dict[str, Any]) 
 def test_sums_beyond_sixteen_million_are_rounded_once(on: dict[str, Any]) -> None:
     k = 131_072 + 257
     w = jax.tree.map(jnp.asarray, pack(np.ones((k, 8), np.int8), np.asarray(1, np.float32)))
-    out = call(jnp.full((2, k), 127, jnp.int8), w, GpuConfig(rows=8, outputs=128, inputs=512, stages=2, **on))
+    out = run(call, jnp.full((2, k), 127, jnp.int8), w, GpuConfig(rows=8, outputs=128, inputs=512, stages=2, **on))
     assert np.array_equal(np.asarray(out), np.full((2, 8), np.float32(127 * k)))
 
 
@@ -126,7 +131,7 @@ def test_there_are_no_races(blocks_: GpuConfig) -> None:
 
     x, w = activations(9, 600), matrix(600, 128)
     config = dataclasses.replace(blocks_, chip="h200", interpret=plgpu.InterpretGPUParams(detect_races=True))
-    assert same_bits(call(x, w, config), reference(x, w))
+    assert same_bits(run(call, x, w, config), reference(x, w))
 
 
 # --- stacks, transformations and shapes ------------------------------------------------------------------------------
@@ -137,9 +142,9 @@ def test_there_are_no_races(blocks_: GpuConfig) -> None:
 def test_a_layer_is_read_in_its_stack(layer: int, on: dict[str, Any]) -> None:
     stack, other, x, x_scale = matrix(300, 48, 2), matrix(300, 16), activations(3, 300), steps(3)
     matrices = [PackedLayer(stack, jnp.int32(layer)), other]
-    outs = ternary_matmuls(
-        x, matrices, x_scale=x_scale, out_dtype=jnp.float32, implementation="mosaic_gpu", config=dataclasses.replace(SPLIT, **on)
-    )
+    config = dataclasses.replace(SPLIT, **on)
+    function = functools.partial(ternary_matmuls, x_scale=x_scale, out_dtype=jnp.float32, implementation="mosaic_gpu", config=config)
+    outs = run(function, x, matrices)
     first = jax.tree.map(lambda leaf: leaf[min(layer, 1)], stack)  # out of range is clamped
     assert same_bits(outs[0], reference(x, first, x_scale))
     assert same_bits(outs[1], reference(x, other, x_scale))
@@ -150,9 +155,9 @@ def test_a_layer_is_read_in_its_stack(layer: int, on: dict[str, Any]) -> None:
 def test_jit_and_vmap_over_rows_and_over_matrices(blocks_: GpuConfig, on: dict[str, Any]) -> None:
     x, w, x_scale = activations(2, 3, 300), matrix(300, 40, 2), steps(2, 3)
     config = dataclasses.replace(blocks_, **on)
-    both = jax.jit(jax.vmap(lambda a, b, s: call(a, b, config, s)))(x, w, x_scale)
+    both = run(jax.jit(jax.vmap(lambda a, b, s: call(a, b, config, s))), x, w, x_scale)
     second = jax.tree.map(lambda leaf: leaf[1], w)
-    rows = jax.jit(jax.vmap(lambda a, s: call(a, second, config, s)))(x, x_scale)
+    rows = run(jax.jit(jax.vmap(lambda a, s: call(a, second, config, s))), x, x_scale)
     for i in range(2):
         assert same_bits(both[i], reference(x[i], jax.tree.map(lambda leaf, i=i: leaf[i], w), x_scale[i]))
         assert same_bits(rows[i], reference(x[i], second, x_scale[i]))
@@ -162,7 +167,7 @@ def test_jit_and_vmap_over_rows_and_over_matrices(blocks_: GpuConfig, on: dict[s
 @pytest.mark.parametrize("lead", [(), (2, 3), (0, 3)])
 def test_leading_axes_are_kept(lead: tuple[int, ...], on: dict[str, Any]) -> None:
     x, w, x_scale = activations(*lead, 40), matrix(40, 8), steps(*lead)
-    assert same_bits(call(x, w, dataclasses.replace(SPLIT, **on), x_scale), reference(x, w, x_scale))
+    assert same_bits(run(call, x, w, dataclasses.replace(SPLIT, **on), x_scale), reference(x, w, x_scale))
 
 
 @needs_mosaic
@@ -175,7 +180,7 @@ def test_shard_map_over_outputs() -> None:
     config = dataclasses.replace(SPLIT, chip="h200", interpret=plgpu.InterpretGPUParams())
     specs = PackedTernary(spec("n"), spec(), k=w.k, encoding=w.encoding)  # pyright: ignore[reportArgumentType]
     mapped = jax.shard_map(lambda a, s, b: call(a, b, config, s), mesh=mesh, in_specs=(spec(), spec(), specs), out_specs=spec(None, "n"))
-    assert same_bits(jax.jit(mapped)(x, x_scale, w), reference(x, w, x_scale))
+    assert same_bits(run(jax.jit(mapped), x, x_scale, w), reference(x, w, x_scale))
 
 
 @needs_mosaic
