@@ -3,6 +3,7 @@
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
+# make test-gpu-aot      GPU kernels compiled to Hopper's machine code, on any x86-64 machine with Linux and Python 3.12 or newer
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -22,7 +23,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -43,6 +44,10 @@ test-huge: $(VENV)/.installed-test
 
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
+
+# The plug-in must be there: without it the tests would be skipped.
+test-gpu-aot: $(VENV)/.installed-test $(VENV)/.installed-gpu-aot
+	@JAX_PLATFORMS=cpu $(BIN)/python -c "import jax_plugins.xla_cuda13" && $(BIN)/python -m pytest -q -m gpu_aot tests/kernels_pallas
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"
@@ -91,6 +96,9 @@ $(VENV)/.installed: $(REQUIREMENTS)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call install,[test])
+
+$(VENV)/.installed-gpu-aot: $(VENV)/.installed
+	$(call install,[gpu-aot])
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(call install,[lint])

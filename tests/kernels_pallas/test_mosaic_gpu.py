@@ -61,7 +61,7 @@ def reference(x: jax.Array, w: PackedTernary, x_scale: Any = None, out_dtype: An
 
 
 def run(function: Any, *arguments: Any) -> Any:
-    """The result, waited for: compiling something else while the interpreter runs, which compiles too, can take minutes."""
+    """The result, waited for, so that what goes wrong in the interpreter is shown here."""
     return jax.block_until_ready(function(*arguments))
 
 
