@@ -26,14 +26,19 @@ PIPELINED = GpuConfig(rows=8, outputs=128, inputs=256, stages=2)
 each_kernel = pytest.mark.parametrize("blocks_", [SPLIT, WHOLE, PIPELINED], ids=["split", "whole", "pipelined"])
 
 
-@pytest.fixture(params=["interpreter", pytest.param("device", marks=pytest.mark.gpu)])
-def on(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Fields of a config: all runs in the interpreter, memory poisoned and bounds watched, and on a device if there is one."""
-    if request.param == "device":
-        return {}
+def interpreted(**settings: Any) -> dict[str, Any]:
+    """Fields of a config for the interpreter: memory is poisoned, and what reaches beyond an array raises."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the interpreter runs on CPUs")
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    return {"chip": "h200", "interpret": plgpu.InterpretGPUParams()}
+    return {"chip": "h200", "interpret": plgpu.InterpretGPUParams(**settings)}
+
+
+@pytest.fixture(params=["interpreter", pytest.param("device", marks=pytest.mark.gpu)])
+def on(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Fields of a config: one suite for the interpreter and, where there is one, for a GPU."""
+    return {} if request.param == "device" else interpreted()
 
 
 def matrix(k: int, n: int, *lead: int) -> PackedTernary:
@@ -127,10 +132,8 @@ def test_sums_beyond_sixteen_million_are_rounded_once(on: dict[str, Any]) -> Non
 @needs_mosaic
 @each_kernel
 def test_there_are_no_races(blocks_: GpuConfig) -> None:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
     x, w = activations(9, 600), matrix(600, 128)
-    config = dataclasses.replace(blocks_, chip="h200", interpret=plgpu.InterpretGPUParams(detect_races=True))
+    config = dataclasses.replace(blocks_, **interpreted(detect_races=True))
     assert same_bits(run(call, x, w, config), reference(x, w))
 
 
@@ -172,12 +175,10 @@ def test_leading_axes_are_kept(lead: tuple[int, ...], on: dict[str, Any]) -> Non
 
 @needs_mosaic
 def test_shard_map_over_outputs() -> None:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
     w, x, x_scale = matrix(300, 16), activations(2, 300), steps(2)
     spec, devices = jax.sharding.PartitionSpec, jax.devices()[:2]
     mesh = jax.make_mesh((len(devices),), ("n",), (jax.sharding.AxisType.Auto,), devices=devices)
-    config = dataclasses.replace(SPLIT, chip="h200", interpret=plgpu.InterpretGPUParams())
+    config = dataclasses.replace(SPLIT, **interpreted())
     specs = PackedTernary(spec("n"), spec(), k=w.k, encoding=w.encoding)  # pyright: ignore[reportArgumentType]
     mapped = jax.shard_map(lambda a, s, b: call(a, b, config, s), mesh=mesh, in_specs=(spec(), spec(), specs), out_specs=spec(None, "n"))
     assert same_bits(run(jax.jit(mapped), x, x_scale, w), reference(x, w, x_scale))
@@ -305,6 +306,20 @@ def test_codes_reach_the_kernel_without_a_copy() -> None:
         text = lowered(dict(named())[name])
         # Nothing but reshapes, which move no bytes, is done to unsigned bytes.
         assert set(re.findall(r"stablehlo\.(\w+)[^\n]*-> tensor<[\dx]+xui8>", text)) <= {"reshape", "broadcast_in_dim"}, name
+
+
+@needs_mosaic
+@each_kernel
+def test_stacks_and_batches_are_lowered_too(blocks_: GpuConfig) -> None:
+    config = dataclasses.replace(blocks_, chip="h200")
+    w = jax.eval_shape(lambda: pack(jnp.zeros((2, 3, 3200, 128), jnp.int8), jnp.ones((2, 3), jnp.float32)))  # two rows are read as one
+
+    def call_(x: jax.Array, stack: PackedTernary, layer: jax.Array) -> jax.Array:
+        return jax.vmap(lambda a, b: call(a, PackedLayer(b, layer), config))(x, stack)
+
+    checks = [jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")]
+    shapes = jax.ShapeDtypeStruct((2, 9, 3200), jnp.int8), w, jax.ShapeDtypeStruct((), jnp.int32)
+    assert "mosaic_gpu_v2" in jax.export.export(jax.jit(call_), platforms=["cuda"], disabled_checks=checks)(*shapes).mlir_module()
 
 
 @needs_mosaic
