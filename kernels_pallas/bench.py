@@ -12,7 +12,8 @@ For every matrix of 700M, 3B, 2B4T and 7B and every number of rows, by turns and
 
 A time is that of one product in a chain of many inside one compiled loop: each product's input depends on the one before, so that none is
 left out or overlaps the next, and starting the program is shared by all. Weights take turns among copies that together exceed the
-caches, as the layers of a model do. What the dependency itself costs (a scaled sum over the result) is in every time.
+caches, as the layers of a model do: ours are layers of one stack, those of the others arrays of their own, for they would be cut out of
+a stack by a copy. What the dependency itself costs (a sum over the result) is in every time.
 The floor is the bytes that must cross memory, at the bandwidth of a large copy measured here.
 """
 
@@ -40,16 +41,13 @@ MODELS = ("700m", "3b", "2b4t", "7b")
 _CACHE = 192 << 20
 """Bytes of weights that take turns: more than any chip's caches hold."""
 
-_UNROLLED = 8
-"""Products in a round of the loop: a loop's own work is shared by them."""
-
 _DURATION = 0.01
 """Seconds that a chain should take about."""
 
 
 def operands(spec: ArgSpec, cache: int = _CACHE) -> dict[str, Any]:
-    """x int8 [M, K] with its steps, and a stack of random matrices of at least `cache` packed bytes, or 64 of them."""
-    layers = min(64, max(2, math.ceil(cache / (spec.n * spec.k / 4))))
+    """x int8 [M, K] with its steps, and a stack of random matrices of `cache` packed bytes or more, up to 512 of them."""
+    layers = min(512, max(2, math.ceil(cache / (spec.n * spec.k / 4))))
     rng = np.random.default_rng(0)
     one = pack(rng.integers(-1, 2, (spec.k, spec.n)).astype(np.int8), np.asarray(2.0**-6, np.float32))
     # Layers are rows of the first one in another order: as random, and made in no time.
@@ -60,41 +58,38 @@ def operands(spec: ArgSpec, cache: int = _CACHE) -> dict[str, Any]:
 
 
 def ours(implementation: str | None = None, config: Any = None) -> Callable[..., jax.Array]:
-    """(x, x_scale, stack, layer, out_dtype) → the product with that layer."""
+    """(x, x_scale, w, out_dtype) → the product."""
 
-    def product(x: jax.Array, x_scale: jax.Array, stack: PackedTernary, layer: jax.Array, out_dtype: Any) -> jax.Array:
-        w = PackedLayer(stack, layer)
+    def product(x: jax.Array, x_scale: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any) -> jax.Array:
         return ternary_matmul(x, w, x_scale=x_scale, out_dtype=out_dtype, implementation=implementation, config=config)
 
     return product
 
 
-def dense(dtype: Any) -> Callable[..., jax.Array]:
-    """The same with weights [layers, K, N] of `dtype` that were unpacked before (`weights`), by the vendor's library."""
-
-    def product(x: jax.Array, x_scale: jax.Array, stack: jax.Array, layer: jax.Array, out_dtype: Any) -> jax.Array:
-        w = jax.lax.dynamic_index_in_dim(stack, layer, 0, keepdims=False)
-        sums = jnp.int32 if dtype == jnp.int8 else jnp.float32
-        out = jax.lax.dot_general(x.astype(dtype), w, (((1,), (0,)), ((), ())), preferred_element_type=sums)
-        return (out.astype(jnp.float32) * (x_scale * 2.0**-6)).astype(out_dtype)
-
-    return product
+def dense(x: jax.Array, x_scale: jax.Array, w: jax.Array, out_dtype: Any) -> jax.Array:
+    """The same with unpacked weights [K, N], bfloat16 or int8, by the vendor's library."""
+    sums = jnp.int32 if w.dtype == jnp.int8 else jnp.float32
+    out = jax.lax.dot_general(x.astype(w.dtype), w, (((1,), (0,)), ((), ())), preferred_element_type=sums)
+    return (out.astype(jnp.float32) * (x_scale * 2.0**-6)).astype(out_dtype)
 
 
-def weights(stack: PackedTernary, dtype: Any, cache: int = _CACHE) -> jax.Array:
-    """Unpacked layers [layers, K, N] of `dtype`, as many as exceed `cache`."""
-    size = stack.k * stack.n * jnp.dtype(dtype).itemsize
-    layers = min(stack.codes.shape[0], max(2, math.ceil(cache / size)))
-    return jnp.stack([jnp.asarray(unpack(jax.tree.map(lambda leaf, i=i: leaf[i], stack))).astype(dtype) for i in range(layers)])
+def apart(stack: PackedTernary, dtype: Any = None, cache: int = _CACHE) -> tuple[Any, ...]:
+    """Matrices of a stack as arrays of their own, packed or unpacked to `dtype`: as many as exceed `cache`, from 4 to 32."""
+    size = stack.k * stack.n * (jnp.dtype(dtype).itemsize if dtype else 0.25)
+    layers = min(stack.codes.shape[0], 32, max(4, math.ceil(cache / size)))
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(layers)]
+    return tuple(each if dtype is None else (jnp.asarray(unpack(w)).astype(dtype) for w in each))
 
 
 @functools.partial(jax.jit, static_argnames=("function", "out_dtype", "rounds"))
-def _chain(function: Any, x: jax.Array, x_scale: jax.Array, stack: Any, out_dtype: Any, rounds: int) -> jax.Array:
-    layers = jax.tree.leaves(stack)[0].shape[0]
-
+def _chain(function: Any, x: jax.Array, x_scale: jax.Array, weights: Any, out_dtype: Any, rounds: int) -> jax.Array:
     def body(i: jax.Array, x_scale: jax.Array) -> jax.Array:
-        for j in range(_UNROLLED):
-            out = function(x, x_scale, stack, (_UNROLLED * i + j) % layers, out_dtype)
+        if isinstance(weights, tuple):
+            turns: Any = weights
+        else:
+            turns = [PackedLayer(weights, (4 * i + j) % weights.codes.shape[0]) for j in range(4)]
+        for w in turns:
+            out = function(x, x_scale, w, out_dtype)
             # Not foldable, and no change of value: sums are finite, so this adds zero to every step.
             x_scale = x_scale + jnp.where(jnp.isfinite(out.astype(jnp.float32).sum()), 0.0, 1.0).astype(jnp.float32)
         return x_scale
@@ -103,37 +98,41 @@ def _chain(function: Any, x: jax.Array, x_scale: jax.Array, stack: Any, out_dtyp
 
 
 def seconds(functions: dict[Any, Any], data: dict[str, Any], repeats: int = 7) -> dict[Any, float]:
-    """Median seconds of one product of each of `functions`, which take turns; a function may be (function, its own stack)."""
+    """Median seconds of one product of each of `functions`, which take turns; a function may be (function, its own weights)."""
     (m, k), n = data["x"].shape, data["stack"].n
     guess = 5e-6 + 2 * k * n / 1e12 + 2 * m * k * n / 2e14  # launch, bfloat16 weights, and products of a slow accelerator
-    rounds = min(256, max(1, math.ceil(_DURATION / guess / _UNROLLED)))
     runs = {}
     for name, function in functions.items():
-        function, stack = function if isinstance(function, tuple) else (function, data["stack"])
-        runs[name] = functools.partial(_chain, function, data["x"], data["x_scale"], stack, data["out_dtype"])
+        function, weights = function if isinstance(function, tuple) else (function, data["stack"])
+        turns = len(weights) if isinstance(weights, tuple) else 4
+        run = functools.partial(_chain, function, data["x"], data["x_scale"], weights, data["out_dtype"])
+        runs[name] = run, turns, min(256, max(1, math.ceil(_DURATION / guess / turns)))
     times: dict[Any, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):  # the first one compiles
-        for name, run in runs.items():
+        for name, (run, turns, rounds) in runs.items():
             spent = []
             for count in (0, rounds):  # without a product: what starting a program takes
                 begun = time.perf_counter()
                 jax.block_until_ready(run(count))
                 spent.append(time.perf_counter() - begun)
             if repeat:
-                times[name].append((spent[1] - spent[0]) / (rounds * _UNROLLED))
+                times[name].append((spent[1] - spent[0]) / (rounds * turns))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def last(data: dict[str, Any]) -> PackedLayer:
+    """The last layer of the stack."""
+    return PackedLayer(data["stack"], jnp.int32(data["stack"].codes.shape[0] - 1))
 
 
 def checked(data: dict[str, Any]) -> jax.Array:
     """What the reference gives for the last layer."""
-    layer = jnp.int32(data["stack"].codes.shape[0] - 1)
-    return ours("reference")(data["x"], data["x_scale"], data["stack"], layer, data["out_dtype"])
+    return ours("reference")(data["x"], data["x_scale"], last(data), data["out_dtype"])
 
 
 def agrees(function: Callable[..., jax.Array], data: dict[str, Any], expected: jax.Array) -> bool:
     """Whether `function` gives `expected`, bit for bit."""
-    layer = jnp.int32(data["stack"].codes.shape[0] - 1)
-    out = jax.jit(function, static_argnums=4)(data["x"], data["x_scale"], data["stack"], layer, data["out_dtype"])
+    out = jax.jit(function, static_argnums=3)(data["x"], data["x_scale"], last(data), data["out_dtype"])
     return bool((out == expected).all())
 
 
@@ -141,27 +140,27 @@ def copy_bandwidth(size: int) -> float:
     """Bytes a second, read and written, of a copy of `size` bytes."""
     array = jnp.zeros((size // 4,), jnp.int32)
 
-    @jax.jit
-    def run(a: jax.Array, count: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, count, lambda i, a: a + i.astype(a.dtype), a)
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(a: jax.Array, count: int) -> jax.Array:
+        return jax.lax.fori_loop(0, count, lambda i, a: a + i, a)
 
     times = []
-    for _ in range(5):
-        jax.block_until_ready(run(array, jnp.int32(0)))
-        begun = time.perf_counter()
-        jax.block_until_ready(run(array, jnp.int32(0)))
-        middle = time.perf_counter()
-        jax.block_until_ready(run(array, jnp.int32(20)))
-        times.append(time.perf_counter() - middle - (middle - begun))
+    for repeat in range(6):  # the first one compiles
+        spent = []
+        for count in (0, 20):
+            begun = time.perf_counter()
+            jax.block_until_ready(run(array, count))
+            spent.append(time.perf_counter() - begun)
+        times += [spent[1] - spent[0]] if repeat else []
     return 20 * 2 * size / max(statistics.median(times), 1e-9)
 
 
 def measure(spec: ArgSpec, bandwidth: float, cache: int, repeats: int) -> dict[str, Any]:
     """Microseconds of one call by each way, its floor, and whether ours was right."""
     data = operands(spec, cache)
-    functions: dict[str, Any] = {"ours": ours(), "xla": ours("xla")}
+    functions: dict[str, Any] = {"ours": ours(), "xla": (ours("xla"), apart(data["stack"], None, cache))}
     for name, dtype in (("bf16", jnp.bfloat16), ("int8", jnp.int8)):
-        functions[name] = (dense(dtype), weights(data["stack"], dtype, cache))
+        functions[name] = (dense, apart(data["stack"], dtype, cache))
     exact = agrees(functions["ours"], data, checked(data))
     times = seconds(functions, data, repeats)
     result: dict[str, Any] = {"m": spec.m, "k": spec.k, "n": spec.n, "exact": exact}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels_pallas import ArgSpec, autotune, bench, block_config
+from kernels_pallas import ArgSpec, PackedLayer, autotune, bench, block_config
 from kernels_pallas.arg_specs import named
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY, GpuConfig, rule, shared_memory
 
@@ -97,11 +98,13 @@ def test_the_benchmark_works_and_says_that_a_smoke_run_means_nothing(tmp_path: P
         assert set(found["microseconds"]) == {"ours", "xla", "bf16", "int8"}
 
 
-def test_layers_are_those_that_the_dense_products_get() -> None:
+def test_matrices_apart_are_the_layers_of_the_stack() -> None:
     data = bench.operands(ArgSpec(m=2, k=96, n=24), cache=3000)
-    x, x_scale, out_dtype = data["x"], data["x_scale"], data["out_dtype"]
-    for layer in (0, 1):
-        expected = bench.ours("reference")(x, x_scale, data["stack"], layer, out_dtype)
-        for dtype in (np.int8, jax.numpy.bfloat16):
-            out = bench.dense(dtype)(x, x_scale, bench.weights(data["stack"], dtype, 3000), layer, out_dtype)
-            assert np.array_equal(np.asarray(out), np.asarray(expected))
+    x, x_scale, stack, out_dtype = (data[name] for name in ("x", "x_scale", "stack", "out_dtype"))
+    assert stack.codes.shape[0] == 6
+    for layer, w in enumerate(bench.apart(stack, None, 3000)):
+        expected = np.asarray(bench.ours("reference")(x, x_scale, PackedLayer(stack, jnp.int32(layer)), out_dtype))
+        assert np.array_equal(np.asarray(bench.ours("xla")(x, x_scale, w, out_dtype)), expected)
+        for dtype in (jnp.int8, jnp.bfloat16):
+            out = bench.dense(x, x_scale, bench.apart(stack, dtype, 3000)[min(layer, 1)], out_dtype) if layer < 2 else expected
+            assert np.array_equal(np.asarray(out), expected)
