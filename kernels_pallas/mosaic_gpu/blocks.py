@@ -75,8 +75,9 @@ def blocks(spec: ArgSpec, config: GpuConfig | None = None) -> GpuConfig:
 def rule(spec: ArgSpec) -> GpuConfig:
     """Blocks by rule, from counts of bytes and tiles; not measured.
 
-    Few rows: tiles so high that x adds at most as many bytes as the codes, and so many parts of K that two blocks of threads for each
-    multiprocessor have all of their bytes in flight. Many rows: the tiles with which the last round of blocks wastes least.
+    Up to 256 rows: tiles so high that x adds few bytes to the codes, and so many parts of K that each multiprocessor has two blocks of
+    threads with all of their bytes in flight, or most have one where there are more than 32 rows. Beyond: the tiles with which the last
+    round of blocks wastes least.
     """
     if spec.m > _SPLIT_ROWS:
         tiles = [
@@ -84,13 +85,13 @@ def rule(spec: ArgSpec) -> GpuConfig:
         ]
         return min(tiles, key=lambda c: math.ceil(_tiles(c, spec) / MULTIPROCESSORS) * (c.rows * c.outputs + 4096))
     rows = min(128, max(8, 1 << (spec.m - 1).bit_length()))
-    outputs = 64 if rows <= 8 else 128 if rows <= 16 else 256
+    outputs = 64 if rows <= 8 else 256 if rows == 32 else 128
     inputs = 512 if bytes_per_row(spec.k, spec.encoding) % 128 == 0 and rows <= 16 else 256
+    wanted, together = (2 * MULTIPROCESSORS, 2) if rows <= 32 else (96, 1)  # sums of many rows are larger than the codes they come from
     steps = math.ceil(spec.k / inputs)
     for splits in range(1, steps + 1):
         found = GpuConfig(rows=rows, outputs=outputs, inputs=inputs, splits=splits)
-        room = shared_memory(found, spec.k, spec.out_dtype) <= (SHARED_MEMORY - 4096) // (2 if rows <= 64 else 1)
-        if room and _tiles(found, spec) * splits >= 2 * MULTIPROCESSORS:
+        if together * (shared_memory(found, spec.k, spec.out_dtype) + 2048) <= SHARED_MEMORY and _tiles(found, spec) * splits >= wanted:
             break
     return found
 
