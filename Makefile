@@ -3,7 +3,8 @@
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
-# make test-gpu-aot      GPU kernels compiled to Hopper's machine code, on any x86-64 machine with Linux and Python 3.12 or newer
+# make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
+# make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (TPU_AOT= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -14,6 +15,7 @@ VENV ?= .venv
 TESTS ?= tests
 SMOKE ?=
 NATIVE ?=
+TPU_AOT ?= and not slow
 # Two processes are quickest on two cores; more than four do not help a suite this small. One file stays in one process, for its fixtures.
 PYTEST_ARGS ?= -q -n auto --maxprocesses=4 --dist=loadfile
 
@@ -23,7 +25,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -45,9 +47,11 @@ test-huge: $(VENV)/.installed-test
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
 
-# The plug-in must be there: without it the tests would be skipped.
 test-gpu-aot: $(VENV)/.installed-test $(VENV)/.installed-gpu-aot
-	@JAX_PLATFORMS=cpu $(BIN)/python -c "import jax_plugins.xla_cuda13" && $(BIN)/python -m pytest -q -m gpu_aot tests/kernels_pallas
+	@$(BIN)/python -m pytest -q -m gpu_aot tests/kernels_pallas
+
+test-tpu-aot: $(VENV)/.installed-test $(VENV)/.installed-tpu-aot
+	@$(BIN)/python -m pytest -q -m "tpu_aot $(TPU_AOT)" tests/kernels_pallas
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"
@@ -102,3 +106,6 @@ $(VENV)/.installed-gpu-aot: $(VENV)/.installed
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(call install,[lint])
+
+$(VENV)/.installed-tpu-aot: $(VENV)/.installed
+	$(call install,[tpu-aot])

@@ -165,6 +165,42 @@ def lossless() -> str:
     return "\n".join(lines) if len(lines) > 2 else "not run"
 
 
+def kernels_tpu() -> str:
+    """What libtpu says of the TPU kernel, beside XLA's products of unpacked weights."""
+    path = RESULTS / "kernels" / "tpu_aot.json"
+    if not path.exists():
+        return "not run"
+    facts = _read(path)
+    found = {(one["chip"], one["call"], one["form"]): one for one in facts["calls"]}
+    ours = [one for (_, _, form), one in found.items() if not form.startswith("xla")]
+
+    def moved(one: dict[str, Any]) -> str:
+        return f"{(one['bytes']['arguments'] + one['bytes']['result']) / 1e6:.1f}" if "bytes" in one else "failed"
+
+    def cycles(chip: str, call: str, form: str) -> str:
+        one = found.get((chip, call, form), {})
+        return f"{one['cycles']:,}" if "cycles" in one else "–"
+
+    lines = [
+        "| TPU | matrix, M | MB: kernel | XLA bf16 | floor, µs | cycles: kernel | with quantiser | XLA int8 | XLA int4 | XLA bf16 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for chip, call in dict.fromkeys((one["chip"], one["call"]) for one in facts["calls"]):
+        kernel = found[chip, call, "int8"]
+        bytes_ = f"{moved(kernel)} | {moved(found[chip, call, 'xla bf16'])} | {kernel.get('floor_us', 0):.2f}"
+        rest = " | ".join(cycles(chip, call, form) for form in ("int8", "fused", "xla int8", "xla int4", "xla bf16"))
+        lines.append(f"| {chip} | {call.rsplit('/', 1)[0]}, {call.rsplit('/', 1)[1]} | {bytes_} | {rest} |")
+    start = facts["environment"]
+    lines += [
+        "",
+        f"Static estimates of libtpu {facts['versions']['libtpu']} (jax {start['packages']['jax']}, commit {_commit(start)}): not run on "
+        f"hardware. {sum('error' not in one for one in ours)} of {len(ours)} calls of the kernel compile. Bytes are arguments and result; "
+        "the floor is that of the kernel's call. The cycles of XLA's products leave out the time of memory, those of the kernel do not; "
+        "a dash is what the profiler does not model or was not asked.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
     "quickstart": quickstart,
     "throughput": throughput,
@@ -173,6 +209,7 @@ TABLES = {
     "fuzz": fuzz,
     "lossless": lossless,
     "cpu": cpu,
+    "kernels_tpu": kernels_tpu,
 }
 
 

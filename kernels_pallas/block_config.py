@@ -64,7 +64,7 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     """The blocks of a call: those that `config` names, else measured ones, else by rule.
 
     The rule for few rows. Time is about that of the first load, total / steps, and the cost of each step: least for
-    steps = sqrt(total / step), with what a step costs in bytes that could have been read meanwhile, about 128 KiB on every chip.
+    steps = sqrt(total / step), where `_STEP_BYTES` could be read in the time that a step costs.
     For many rows: 512 x 512, which keeps the matrix unit busy, with fewer rows where K is large (compiling takes minutes otherwise) or
     vector memory small.
     """
@@ -74,11 +74,12 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     rows, outputs = config.rows or found.rows, config.outputs or found.outputs
     by_rule = TpuBlocks(rows=512 if spec.k <= 8192 else 256, outputs=512)
     if spec.m <= 32:
-        steps = max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / _STEP_BYTES)))
+        cores = chip.cores if chip else 1
+        steps = cores * max(1, round(math.sqrt(spec.n * bytes_per_row(spec.k, spec.encoding) / cores / _STEP_BYTES)))
         by_rule = TpuBlocks(rows=32, outputs=_round_up(spec.n / steps, 128))
-    elif spec.m < by_rule.rows:
-        by_rule = dataclasses.replace(by_rule, rows=_round_up(spec.m, 32))
-    blocks = TpuBlocks(rows=rows or by_rule.rows, outputs=min(outputs or by_rule.outputs, _round_up(spec.n, 128)))
+    blocks = TpuBlocks(
+        rows=min(rows or by_rule.rows, _round_up(spec.m, 32)), outputs=min(outputs or by_rule.outputs, _round_up(spec.n, 128))
+    )
     # The last quarter is for what the compiler puts there where registers do not suffice.
     while chip and chip.vmem and not (rows or outputs) and tpu_vmem_bytes(spec, blocks) > chip.vmem * 3 // 4:
         if blocks.rows > 64:
@@ -91,8 +92,8 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     return dataclasses.replace(blocks, rows=spec.m) if spec.m <= 32 else blocks
 
 
-_STEP_BYTES = 1 << 17
-"""Bytes that are read in the 0.1 µs that a step costs beside its products (static schedules of v5e and v6e, experiments/LOG.md)."""
+_STEP_BYTES = 1 << 19
+"""Of 640 to 3456 outputs in a block, those that this gives have the least estimated cycles (v5e and v6e, 2560 x 2560 and x 13824)."""
 
 
 def _round_up(size: float, multiple: int) -> int:
@@ -106,8 +107,7 @@ def tpu_vmem_bytes(spec: ArgSpec, blocks: TpuBlocks) -> int:
     """
     rows, outputs, k = _round_up(blocks.rows, 32), _round_up(blocks.outputs, 128), 4 * bytes_per_row(spec.k, spec.encoding)
     operand = 1 if spec.x_dtype == "int8" and spec.chip and CHIPS[spec.chip].int8 else 2
-    x = max(operand, SIZES[spec.x_dtype])
-    loaded = rows * k * x + rows * 128 * 4 + k // 4 * outputs + rows * outputs * SIZES[spec.out_dtype]
+    loaded = rows * k * SIZES[spec.x_dtype] + rows * 128 * 4 + k // 4 * outputs + rows * outputs * SIZES[spec.out_dtype]
     return 2 * loaded + rows * k * operand + rows * 128 * 4 + 2 * rows * outputs * 4 + _VMEM_SLACK
 
 

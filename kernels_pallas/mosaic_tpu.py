@@ -74,7 +74,15 @@ def quantize_and_multiply(x: jax.Array, w: PackedTernary | PackedLayer, out_dtyp
     With size = max(max |x|, 1e-5) of a row (FAQ of b1.58, code listing; rounding is half to even, arithmetic float32),
 
         codes = clip(round(x * (127 / size)), -128, 127),   out = float32(codes @ W) * (size * (1 / 127) * w.scale)
+
+    Raises:
+        NotImplementedError: the kernel does not support the call.
     """
+    spec = arg_spec(x, w, out_dtype, config or TpuConfig())
+    platform = spec.platform if config and config.chip else jax.default_backend()
+    kind = "bfloat16" if spec.x_dtype == "float32" else spec.x_dtype  # its products would be rounded; here they are of codes
+    if (reason := supported(dataclasses.replace(spec, platform=platform, x_dtype=kind))) is not None or spec.x_dtype == "int8":
+        raise NotImplementedError(f"mosaic_tpu: {reason or 'activations in int8 are quantised already'}")
     return _product(x, w, None, out_dtype, config, quantize=True)
 
 
@@ -101,47 +109,59 @@ def _product(
 ) -> jax.Array:
     config = config or TpuConfig()
     spec = arg_spec(x, w, out_dtype, config)
-    chip, blocks = CHIPS[spec.chip or ""], tpu_blocks(spec, config)
+    blocks = tpu_blocks(spec, config)
     if isinstance(w, PackedLayer):
         stack, layer = w.stack, jnp.clip(w.layer, 0, w.stack.codes.shape[0] - 1)
     else:
         stack, layer = jax.tree.map(lambda leaf: leaf[None], w), jnp.zeros((), jnp.int32)
     m, k = x.shape[0], 4 * stack.codes.shape[2]
     integer = quantize or x.dtype == jnp.int8
-    operand = jnp.dtype(jnp.int8 if integer and chip.int8 else jnp.bfloat16)
+    operand = operand_dtype(spec, integer)
 
     x = jnp.pad(x, ((0, 0), (0, k - x.shape[1])))
-    if operand == jnp.bfloat16:
-        x = x if quantize else x.astype(operand)
-        x = x.reshape(m, -1, 16, 2).swapaxes(2, 3).reshape(m, k)
+    prepared = quantize or operand == jnp.bfloat16
+    steps = pl.cdiv(spec.n, blocks.outputs)
+    cores = CHIPS[spec.chip or ""].cores if steps > 1 else 1
+    each = pl.cdiv(steps, cores)
+
+    def output(core: Any, j: Any) -> Any:
+        """The block of outputs; where they do not come out even, one core computes the last block twice."""
+        return j if cores == 1 else jnp.minimum(core * each + j, steps - 1)
+
     inputs = [stack.scale[layer].reshape(1, 1), x]
-    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((blocks.rows, k), lambda i, j, layer: (i, 0))]
+    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec((blocks.rows, k), lambda i, core, j, layer: (i, 0))]
     if x_scale is not None:
         # A single column takes as many bytes as a tile's lanes, and XLA would copy it into them; this it writes where it makes x_scale.
         inputs.append(jnp.broadcast_to(x_scale, (m, _LANES)))
-        in_specs.append(pl.BlockSpec((blocks.rows, _LANES), lambda i, j, layer: (i, 0)))
+        in_specs.append(pl.BlockSpec((blocks.rows, _LANES), lambda i, core, j, layer: (i, 0)))
     inputs.append(jnp.swapaxes(stack.codes, 1, 2))
-    in_specs.append(pl.BlockSpec((None, k // 4, blocks.outputs), lambda i, j, layer: (layer[0], 0, j)))
+    in_specs.append(pl.BlockSpec((None, k // 4, blocks.outputs), lambda i, core, j, layer: (layer[0], 0, output(core, j))))
 
     found = cost(spec)
     return pl.pallas_call(
         functools.partial(_kernel, operand=operand, integer=integer, quantize=quantize),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(pl.cdiv(m, blocks.rows), pl.cdiv(spec.n, blocks.outputs)),
+            grid=(pl.cdiv(m, blocks.rows), cores, each),
             in_specs=in_specs,
-            out_specs=pl.BlockSpec((blocks.rows, blocks.outputs), lambda i, j, layer: (i, j)),
-            scratch_shapes=[pltpu.VMEM((blocks.rows, k), operand), pltpu.VMEM((blocks.rows, _LANES), jnp.float32)] if quantize else [],
+            out_specs=pl.BlockSpec((blocks.rows, blocks.outputs), lambda i, core, j, layer: (i, output(core, j))),
+            scratch_shapes=[pltpu.VMEM((blocks.rows, k), operand)] * prepared + [pltpu.VMEM((blocks.rows, _LANES), jnp.float32)] * quantize,
         ),
         out_shape=jax.ShapeDtypeStruct((m, spec.n), out_dtype, manual_axis_type=_manual_axes([layer, *inputs])),
-        # A quantised row is kept from the first block of outputs for the others, so these follow one another on one core.
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary" if quantize else "parallel"), vmem_limit_bytes=tpu_vmem_bytes(spec, blocks)
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=tpu_vmem_bytes(spec, blocks) * 4 // 3,  # and what the compiler puts there where registers do not suffice
         ),
         cost_estimate=pl.CostEstimate(flops=found.operations, transcendentals=0, bytes_accessed=found.bytes),
         interpret=config.interpret,
         name=f"ternary_matmul_tpu_{'quantize' if quantize else operand}",
     )(layer.reshape(1), *inputs)
+
+
+def operand_dtype(spec: ArgSpec, integer: bool | None = None) -> Any:
+    """The type that is multiplied: int8 where activations are integers, or quantised to be, and the chip has such products."""
+    integer = spec.x_dtype == "int8" if integer is None else integer
+    return jnp.dtype(jnp.int8 if integer and CHIPS[spec.chip or ""].int8 else jnp.bfloat16)
 
 
 def _manual_axes(arrays: list[jax.Array]) -> ManualAxisType:
@@ -168,17 +188,16 @@ def arg_spec(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any, confi
 
 
 def _kernel(layer_ref: Any, scale_ref: Any, x_ref: Any, *refs: Any, operand: Any, integer: bool, quantize: bool) -> None:
-    """One block of rows times one block of outputs; the blocks of outputs of a block of rows follow one another."""
+    """One block of rows times one block of outputs. Rows that are not multiplied as they come are prepared once for all their blocks."""
     del layer_ref  # read by the index map of the codes
-    if quantize:
-        codes_ref, out_ref, operand_ref, step_ref = refs
-
-        pl.when(pl.program_id(1) == 0)(functools.partial(_quantize, x_ref, operand_ref, step_ref))
-        x_ref = operand_ref
-    elif integer:
-        step_ref, codes_ref, out_ref = refs
-    else:
-        (codes_ref, out_ref), step_ref = refs, None
+    refs = list(refs)
+    step_ref = refs.pop(0) if integer and not quantize else None
+    codes_ref, out_ref, *scratch = refs
+    if scratch:
+        step_ref = scratch[1] if quantize else step_ref
+        prepare = functools.partial(_quantize, x_ref, *scratch) if quantize else functools.partial(_reorder, x_ref, scratch[0])
+        pl.when(pl.program_id(2) == 0)(prepare)
+        x_ref = scratch[0]
 
     weights = _unpack(codes_ref[...], operand)
     if operand == jnp.int8:
@@ -201,10 +220,30 @@ def _quantize(x_ref: Any, codes_ref: Any, step_ref: Any) -> None:
         x = x_ref[here, :].astype(jnp.float32)
         size = jnp.maximum(jnp.max(jnp.abs(x), axis=1, keepdims=True), 1e-5)
         codes = jnp.clip(jnp.round(x * (127.0 / size)), -128.0, 127.0)
-        codes_ref[here, :] = (codes.astype(jnp.int32) if codes_ref.dtype == jnp.int8 else codes).astype(codes_ref.dtype)
         step_ref[here, :] = jnp.broadcast_to(size * (1.0 / 127.0), (tile, _LANES))
+        if codes_ref.dtype == jnp.int8:
+            codes_ref[here, :] = codes.astype(jnp.int32).astype(jnp.int8)
+        else:
+            _write_reordered(codes_ref, here, codes)
 
     jax.lax.fori_loop(0, x_ref.shape[0] // tile, rows, None)
+
+
+def _reorder(x_ref: Any, out_ref: Any) -> None:
+    """Writes x as bfloat16 in the order in which `_unpack` gives weights for it."""
+    _write_reordered(out_ref, slice(None), x_ref)
+
+
+def _write_reordered(out_ref: Any, rows: Any, x: Any) -> None:
+    """Of every 32 columns of x the even ones and then the odd ones, by the matrix unit: nothing else moves values between lanes as fast."""
+    source, place = (jax.lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), axis) for axis in (0, 1))
+    inside = place & 31
+    wanted = place - inside + jnp.where(inside < 16, 2 * inside, 2 * inside - 31)
+    permutation = jnp.where(source == wanted, 1.0, 0.0).astype(jnp.bfloat16)
+    for start in range(0, x.shape[1], _LANES):
+        columns = x[:, start : start + _LANES]
+        columns = columns.astype(jnp.float32).astype(jnp.bfloat16) if columns.dtype == jnp.int8 else columns.astype(jnp.bfloat16)
+        out_ref[rows, start : start + _LANES] = _dot(columns, permutation, jnp.float32).astype(jnp.bfloat16)
 
 
 def _dot(x: jax.Array, weights: jax.Array, accumulator: Any) -> jax.Array:

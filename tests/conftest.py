@@ -36,11 +36,12 @@ jax.config.update("jax_num_cpu_devices", 2)  # so that sharding is exercised
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips the tests that need a device which is not the default one, and leaves the huge ones out unless they are asked for."""
-    if config.getoption("markexpr") != "huge":
-        huge = [item for item in items if item.get_closest_marker("huge")]
-        config.hook.pytest_deselected(items=huge)
-        items[:] = [item for item in items if item not in huge]
+    """Skips the tests that need a device which is not the default one, and leaves those out that run only when they are asked for."""
+    for marker in ("huge", "tpu_aot", "gpu_aot"):
+        if not config.getoption("markexpr").startswith(marker):
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
     for item in items:
         for marker, platform in (("gpu", "gpu"), ("tpu", "tpu")):
             if item.get_closest_marker(marker) and jax.default_backend() != platform:

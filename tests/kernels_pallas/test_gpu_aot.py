@@ -8,10 +8,7 @@ from experiments import kernels_gpu
 from kernels_pallas.arg_specs import named
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY
 
-pytestmark = [
-    pytest.mark.gpu_aot,
-    pytest.mark.skipif(bool(kernels_gpu.missing()), reason=f"not installed: {', '.join(kernels_gpu.missing())} (extra gpu-aot)"),
-]
+pytestmark = pytest.mark.gpu_aot
 
 CALLS: dict[str, dict[str, Any]] = {
     name: {"m": spec.m, "k": spec.k, "n": spec.n}

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from bitnet_jax import quant
 from bitnet_jax.config import QuantConfig
-from kernels_pallas import ArgSpec, Encoding, PackedLayer, PackedTernary, mosaic_tpu, pack, ternary_matmul, ternary_matmuls
+from kernels_pallas import ArgSpec, Encoding, PackedLayer, PackedTernary, mosaic_tpu, pack, ternary_matmul, ternary_matmuls, transcode
 from kernels_pallas.arg_specs import CHIPS, named
 from kernels_pallas.block_config import TpuConfig, tpu_blocks, tpu_vmem_bytes
 
@@ -138,7 +138,10 @@ def test_codes_and_steps_are_those_of_the_quantiser(dtype: Any, codes_dtype: Any
     )
     codes, step = jax.jit(kernel)(x)
     expected = jax.jit(quant.quantize_activations, static_argnums=1)(x, QuantConfig().for_inference)
-    assert np.array_equal(np.asarray(codes).astype(np.float32), np.asarray(expected.codes))
+    wanted = np.asarray(expected.codes)
+    if codes_dtype == jnp.bfloat16:  # of every 32 the even ones first
+        wanted = wanted.reshape(32, -1, 16, 2).swapaxes(2, 3).reshape(32, -1)
+    assert np.array_equal(np.asarray(codes).astype(np.float32), wanted)
     assert same_bits(step, np.broadcast_to(np.asarray(expected.scale), (32, 128)))
 
 
@@ -216,7 +219,7 @@ def test_several_matrices_in_one_call(on: dict) -> None:
 
 
 def test_no_two_steps_race(capsys: pytest.CaptureFixture[str]) -> None:
-    config = TpuConfig(chip="v6e", interpret=pltpu.InterpretParams(detect_races=True), **SMALL)
+    config = TpuConfig(chip="v5p", interpret=pltpu.InterpretParams(detect_races=True), **SMALL)  # two cores, three blocks of outputs
     w, x = matrix(300, 300), hard_rows(300, jnp.bfloat16)
     codes, x_scale = quant.quantize_activations(x, QuantConfig().for_inference)
     out = mosaic_tpu.quantize_and_multiply(x, w, jnp.bfloat16, config)
@@ -295,6 +298,18 @@ def test_what_is_not_supported_is_named(change: dict, reason: str) -> None:
 def test_a_call_without_a_tpu_says_so() -> None:
     with pytest.raises(NotImplementedError, match="mosaic_tpu: it needs a TPU, or a config that names one"):
         ternary_matmul(activations(2, 40), matrix(40, 3), x_scale=steps(2), out_dtype=jnp.float32, implementation="mosaic_tpu")
+
+
+def test_what_the_quantising_form_does_not_do_is_named() -> None:
+    w, config = matrix(40, 3), TpuConfig(chip="v6e", interpret=True)
+    for message, wrong in {
+        "needs a TPU": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40), w, jnp.float32),
+        "activations in float16": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40, dtype=jnp.float16), w, jnp.float32, config),
+        "quantised already": lambda: mosaic_tpu.quantize_and_multiply(activations(2, 40), w, jnp.float32, config),
+        "encoding base3": lambda: mosaic_tpu.quantize_and_multiply(floats(2, 40), transcode(w, Encoding.BASE3), jnp.float32, config),
+    }.items():
+        with pytest.raises(NotImplementedError, match=message):
+            wrong()
 
 
 def test_placing_codes_changes_no_value() -> None:
