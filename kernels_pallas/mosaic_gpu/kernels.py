@@ -193,9 +193,10 @@ def _multiply(acc: Any, codes: Any, x: Any, group: Any, out_smem: Any, left_smem
 
 def _plane(packed: jax.Array, plane: int) -> jax.Array:
     """`plane_of_bytes`, both as left operands of `wgmma` in registers: four bytes at a time."""
-    from jax._src.lib.mlir import ir
-    from jax._src.lib.mlir.dialects import arith, llvm
     from jax.experimental.mosaic import gpu as mgpu
+    from jax.experimental.mosaic.gpu.utils import bitcast
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import arith
 
     layout = plgpu.Layout.WGMMA_8BIT
 
@@ -208,9 +209,9 @@ def _plane(packed: jax.Array, plane: int) -> jax.Array:
 
         registers = np.empty_like(array.registers)
         for place, register in np.ndenumerate(array.registers):
-            codes = arith.xori(llvm.bitcast(word, register), constant(0x55))
+            codes = arith.xori(bitcast(register, word), constant(0x55))
             shifted = arith.shli(codes, arith.constant(word, 2 * plane)) if plane else codes
-            registers[place] = llvm.bitcast(register.type, arith.andi(shifted, constant(0xC0)))
+            registers[place] = bitcast(arith.andi(shifted, constant(0xC0)), register.type)
         return mgpu.FragmentedArray(_registers=registers, _layout=array.layout, _is_signed=True)
 
     return unpack(packed)
