@@ -29,8 +29,8 @@ class GpuConfig:
         ValueError: a size is not one that the kernels have.
     """
 
-    rows: int | None = None
-    """Rows of activations in a tile; a multiple of 8 up to 256. None: all blocks are those that were measured, or by rule."""
+    rows: int = 0
+    """Rows of activations in a tile; a multiple of 8 up to 256. 0: all blocks are those that were measured, or by rule."""
     outputs: int = 128
     """Outputs in a tile: 64, 128 or 256."""
     inputs: int = 256
@@ -45,7 +45,7 @@ class GpuConfig:
     """`plgpu.InterpretGPUParams` where the kernel is simulated; None where it runs."""
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows not in range(8, 257, 8):
+        if self.rows not in range(0, 257, 8):
             raise ValueError(f"rows={self.rows} must be a multiple of 8 from 8 to 256")
         if self.outputs not in (64, 128, 256):
             raise ValueError(f"outputs={self.outputs} must be 64, 128 or 256")
@@ -64,7 +64,7 @@ class GpuConfig:
 def blocks(spec: ArgSpec, config: GpuConfig | None = None) -> GpuConfig:
     """`config`, with blocks where it leaves them open: those that were measured on the device, else by rule."""
     config = config or GpuConfig()
-    if config.rows is not None:
+    if config.rows:
         return config
     found = None
     if config.chip is None and jax.default_backend() == "gpu":
@@ -89,6 +89,7 @@ def rule(spec: ArgSpec) -> GpuConfig:
     inputs = 512 if bytes_per_row(spec.k, spec.encoding) % 128 == 0 and rows <= 16 else 256
     wanted, together = (2 * MULTIPROCESSORS, 2) if rows <= 32 else (96, 1)  # sums of many rows are larger than the codes they come from
     steps = math.ceil(spec.k / inputs)
+    found = GpuConfig()
     for splits in range(1, steps + 1):
         found = GpuConfig(rows=rows, outputs=outputs, inputs=inputs, splits=splits)
         if together * (shared_memory(found, spec.k, spec.out_dtype) + 2048) <= SHARED_MEMORY and _tiles(found, spec) * splits >= wanted:

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 
 from kernels_pallas.mosaic_gpu import plane_of_bytes
 from kernels_pallas.mosaic_gpu.blocks import MULTIPROCESSORS, SHARED_MEMORY, GpuConfig, shared_memory, steps_of
+
+plgpu: Any = mosaic_gpu  # its declared types say less than it accepts
 
 _HEIGHT = 64
 """Rows of the left operand of a `wgmma`: the fewest outputs that a warpgroup computes."""
@@ -63,10 +65,10 @@ def split(x: Any, codes: Any, layer: Any, shape: tuple[int, ...], out_dtype: Any
     return _call(
         kernel,
         [x, codes, layer, *step],
-        shape if step else (config.splits, *shape),
+        shape if step else (config.splits or 1, *shape),
         out_dtype,
         config,
-        grid={"fold": folds, "rows": pl.cdiv(m, config.rows), "part": config.splits, "outputs": pl.cdiv(n, config.outputs)},
+        grid={"fold": folds, "rows": pl.cdiv(m, config.rows), "part": config.splits or 1, "outputs": pl.cdiv(n, config.outputs)},
         groups=config.outputs // _HEIGHT,
         height=_HEIGHT,
         x_smem=plgpu.SMEM((steps, config.rows, inputs), jnp.int8, transforms=_swizzle(size)),
