@@ -3,6 +3,7 @@
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
+# make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
 # make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (TPU_AOT= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
@@ -24,7 +25,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native test-tpu-aot lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -45,6 +46,9 @@ test-huge: $(VENV)/.installed-test
 
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
+
+test-gpu-aot: $(VENV)/.installed-test $(VENV)/.installed-gpu-aot
+	@$(BIN)/python -m pytest -q -m gpu_aot tests/kernels_pallas
 
 test-tpu-aot: $(VENV)/.installed-test $(VENV)/.installed-tpu-aot
 	@$(BIN)/python -m pytest -q -m "tpu_aot $(TPU_AOT)" tests/kernels_pallas
@@ -96,6 +100,9 @@ $(VENV)/.installed: $(REQUIREMENTS)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call install,[test])
+
+$(VENV)/.installed-gpu-aot: $(VENV)/.installed
+	$(call install,[gpu-aot])
 
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(call install,[lint])

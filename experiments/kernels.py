@@ -1,6 +1,7 @@
 """The Pallas kernels, without the hardware they are for: what compilers say of them.
 
     python -m experiments.kernels tpu        needs libtpu (extra `tpu-aot`); about a quarter of an hour on one CPU core
+    python -m experiments.kernels gpu        the same for the GPU kernels, as `experiments.kernels_gpu` says
 
 Writes experiments/results/kernels/tpu_aot.json: for matrices of 2B4T and each TPU generation, whether the kernel compiles, the bytes
 it takes, and libtpu's static schedule of it, beside XLA's own products of unpacked weights. Every call is compiled in a process of its
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 
 from bitnet_jax.training import run_directory
+from experiments import kernels_gpu
 from experiments.tpu_aot import TOPOLOGIES, compile_for, spec_of
 from kernels_pallas.arg_specs import cost, floor_us, named
 from kernels_pallas.block_config import tpu_blocks
@@ -41,9 +43,11 @@ UNMODELLED = ("v4",)
 def main(args: list[str] | None = None) -> None:
     """Measures, or is the process that one call is compiled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=["tpu"])
+    parser.add_argument("target", choices=["tpu", "gpu"])
     parser.add_argument("--one", nargs=3, metavar=("CHIP", "NAME", "FORM"), help=argparse.SUPPRESS)
     parsed = parser.parse_args(args)
+    if parsed.target == "gpu":
+        sys.exit(kernels_gpu.main([]))
     jax.config.update("jax_platforms", "cpu")
     if parsed.one:
         print(json.dumps(_one(*parsed.one)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels_pallas import mosaic_tpu, reference, xla
+from kernels_pallas import mosaic_gpu, mosaic_tpu, reference, xla
 from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name
 from kernels_pallas.packing import PackedLayer, PackedTernary, check_shapes
 
@@ -31,6 +31,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference.ternary_matmul, reference.supported),
     "xla": Implementation(xla.ternary_matmul, xla.supported),
     "mosaic_tpu": Implementation(mosaic_tpu.ternary_matmul, mosaic_tpu.supported, mosaic_tpu.ternary_matmuls),
+    "mosaic_gpu": Implementation(mosaic_gpu.ternary_matmul, mosaic_gpu.supported, mosaic_gpu.ternary_matmuls),
 }
 """By name, from the plainest to the fastest; `implementation=None` takes the last one that supports the call.
 

@@ -37,7 +37,7 @@ jax.config.update("jax_num_cpu_devices", 2)  # so that sharding is exercised
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips the tests that need a device which is not the default one, and leaves those out that run only when they are asked for."""
-    for marker in ("huge", "tpu_aot"):
+    for marker in ("huge", "tpu_aot", "gpu_aot"):
         if not config.getoption("markexpr").startswith(marker):
             left_out = [item for item in items if item.get_closest_marker(marker)]
             config.hook.pytest_deselected(items=left_out)
