@@ -4,7 +4,7 @@
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
 # make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
-# make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (TPU_AOT= for all named shapes: an hour)
+# make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (AOT_TESTS= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
@@ -15,7 +15,7 @@ VENV ?= .venv
 TESTS ?= tests
 SMOKE ?=
 NATIVE ?=
-TPU_AOT ?= and not slow
+AOT_TESTS ?= and not slow
 # Two processes are quickest on two cores; more than four do not help a suite this small. One file stays in one process, for its fixtures.
 PYTEST_ARGS ?= -q -n auto --maxprocesses=4 --dist=loadfile
 
@@ -25,7 +25,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot test-aot lint types format setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -47,11 +47,12 @@ test-huge: $(VENV)/.installed-test
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
 
-test-gpu-aot: $(VENV)/.installed-test $(VENV)/.installed-gpu-aot
-	@$(BIN)/python -m pytest -q -m gpu_aot tests/kernels_pallas
+# Environments of their own, since every program of one that has libtpu or a CUDA plug-in looks for their devices first.
+test-gpu-aot test-tpu-aot: test-%-aot:
+	@$(MAKE) --no-print-directory VENV=$(VENV)-$* test-aot AOT=$*
 
-test-tpu-aot: $(VENV)/.installed-test $(VENV)/.installed-tpu-aot
-	@$(BIN)/python -m pytest -q -m "tpu_aot $(TPU_AOT)" tests/kernels_pallas
+test-aot: $(VENV)/.installed-test $(VENV)/.installed-$(AOT)-aot
+	@$(BIN)/python -m pytest -q -m "$(AOT)_aot $(AOT_TESTS)" tests/kernels_pallas
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"

@@ -10,7 +10,7 @@
 Weight matrices are [K, N]: inputs first, as in Flax.
 """
 
-from jaxtyping import Array, Float, Float32, Int, Int8, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int8, Int32, Shaped, UInt8
 
 Tokens = Int32[Array, "B T"]
 Positions = Int32[Array, "B T"]
@@ -36,6 +36,7 @@ __all__ = [
     "Logits",
     "Positions",
     "Queries",
+    "Shaped",
     "Tokens",
     "UInt8",
     "Values",

@@ -113,7 +113,7 @@ def normalized(
 
 def _rounds(config: ModelConfig) -> bool:
     """Whether latent weights have products that the native library ends, and so the bits of packed ones."""
-    if not is_ternary(config) or config.quant.arithmetic is not Arithmetic.INTEGER:
+    if not is_ternary(config) or config.quant.arithmetic is Arithmetic.FAKE:
         return False
     return config.quant.activation is not ActivationQuantizer.NONE and config.quant.weight_group is None
 

@@ -53,6 +53,7 @@ class Arithmetic(enum.Enum):
     """How the quantised product is computed while training."""
 
     INTEGER = "integer"  # operands are the integer codes, scales after the product: what packed inference computes
+    INT8 = "int8"  # the same numbers from int8 operands and int32 sums, for devices whose matrix unit has them
     FAKE = "fake"  # operands are the dequantised values, as in transformers and the FAQ
 
 
@@ -128,13 +129,17 @@ class QuantConfig:
     activation_bits: int = 8
     """Bits of an activation code, 2 to 8."""
     arithmetic: Arithmetic = Arithmetic.INTEGER
-    """Operands of the training product: integer codes (exactly what packed inference computes) or dequantised values."""
+    """Operands of the training product: integer codes (exactly what packed inference computes), as floating-point numbers or int8, or
+    dequantised values."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _require(2 <= self.activation_bits <= 8, f"activation_bits={self.activation_bits} must be from 2 to 8")
         if self.weight_group is not None:
             _require(self.weight_group > 0, f"weight_group={self.weight_group} must be positive, or none for one scale per matrix")
+        if self.arithmetic is Arithmetic.INT8:
+            none = [name for name in ("weight", "activation") if getattr(self, name).value == "none"]
+            _require(not none, f"arithmetic=int8 needs quantised operands: {' and '.join(none)} must not be none")
 
     @property
     def for_inference(self) -> "QuantConfig":

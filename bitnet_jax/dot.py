@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bitnet_jax import cpu, quant
-from bitnet_jax.array_types import Array, Float, Float32, Int8
+from bitnet_jax.array_types import Array, Float, Float32, Int8, Shaped
 from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import UserError
 from kernels_pallas import IMPLEMENTATIONS, PackedLayer, PackedTernary, ternary_matmuls
@@ -31,10 +31,10 @@ def tied(x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = 
 def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
     """The product of quantised activations and quantised weights, with straight-through gradients to both.
 
-    `INTEGER`: y = (codes_x @ codes_w) * (scale_x * scale_w). `FAKE`: y = (codes_x / s_x) @ (codes_w * scale_w).
-    Equal up to rounding; the first equals packed inference bit for bit.
+    `INTEGER` and `INT8`: y = (codes_x @ codes_w) * (scale_x * scale_w). `FAKE`: y = (codes_x / s_x) @ (codes_w * scale_w).
+    Equal up to rounding; the first two are the same bits (sums below 2^24, K up to 131,072), and those of packed inference.
     """
-    if config.arithmetic is Arithmetic.INTEGER and config.weight is not WeightQuantizer.NONE:
+    if config.arithmetic is not Arithmetic.FAKE and config.weight is not WeightQuantizer.NONE:
         return _integer(x, kernel, config)
     w = quant.fake_quantize_weights(kernel, config)
     return full(quant.fake_quantize_activations(x, config), w)
@@ -114,8 +114,8 @@ def _two_rows(product: Callable[[Array, Array], Array], x: Float[Array, "... K"]
     return jax.lax.platform_dependent(x, w, cpu=twice, default=product)
 
 
-def _matmul(x: Float[Array, "... K"], w: Float[Array, "K N"]) -> Float[Array, "... N"]:
-    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def _matmul(x: Shaped[Array, "... K"], w: Shaped[Array, "K N"], accumulator: Any = jnp.float32) -> Shaped[Array, "... N"]:
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=accumulator)
 
 
 def _input_gradient(gradient: Float[Array, "... N"], w: Float[Array, "K N"]) -> Float[Array, "... K"]:
@@ -171,17 +171,19 @@ def _integer_forward(x, kernel, config):
         activations, operand = None, x
     else:
         activations = quant.quantize_activations(x, config)
-        operand = activations.codes.astype(x.dtype)  # integers up to 128: exact in bfloat16 too
-    codes = weights.codes.astype(x.dtype)
+        operand = activations.codes
+    # Integers up to 128 are exact in bfloat16 too.
+    kind, accumulator = (jnp.int8, jnp.int32) if config.arithmetic is Arithmetic.INT8 else (x.dtype, jnp.float32)
+    operand, codes = operand.astype(kind), weights.codes.astype(kind)
     if config.weight_group is None:
-        y = _matmul(operand, codes)
+        y = _matmul(operand, codes, accumulator).astype(jnp.float32)
         scale = weights.scale.reshape(())
         y = y * scale if activations is None else y * (activations.scale * scale)
     else:
         groups, _, n = weights.scale.shape
         split = operand.reshape(*operand.shape[:-1], groups, -1)
-        sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=jnp.float32)
-        y = jnp.sum(sums * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
+        sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=accumulator)
+        y = jnp.sum(sums.astype(jnp.float32) * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
         y = y if activations is None else y * activations.scale
     # int8 residuals: a quarter of the bytes of what is multiplied
     kept_x = x if activations is None else (activations.codes.astype(jnp.int8), activations.scale)

@@ -89,7 +89,7 @@ def load(
     """The model at `path`, in any format that `open_weights` knows; arguments and errors are those of `open_weights`, but for `pack`:
     with it, ternary kernels are packed while they are read, where that changes no number. It is for text, which is then made sooner."""
     weights, kind = open_weights(path, warn, variant=variant, revision=revision)
-    if pack and weights.encoding is None and is_ternary(weights.config) and weights.config.quant.arithmetic is Arithmetic.INTEGER:
+    if pack and weights.encoding is None and is_ternary(weights.config) and weights.config.quant.arithmetic is not Arithmetic.FAKE:
         weights = leafwise.packed(weights, Encoding.TWO_BIT)
     assets = weights.assets
     return Model(

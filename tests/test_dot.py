@@ -41,6 +41,31 @@ def test_integer_and_fake_products_agree(config):
     np.testing.assert_allclose(dot.quantized(x, w, config), dot.quantized(x, w, fake(config)), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("config", [c for c in SCHEMES if c.activation is not ActivationQuantizer.NONE], ids=str)
+def test_int8_operands_give_the_bits_of_integer_ones(config, dtype):
+    """Forward and backward, and the forward multiplies int8."""
+    from dataclasses import replace
+
+    x, w, upstream = inputs(dtype)
+
+    def result(config):
+        y, gradients = jax.vjp(lambda x, w: dot.quantized(x, w, config), x, w)
+        return (y, *gradients(upstream))
+
+    int8 = replace(config, arithmetic=Arithmetic.INT8)
+    for ours, reference in zip(jax.jit(result, static_argnums=0)(int8), jax.jit(result, static_argnums=0)(config), strict=True):
+        assert np.array_equal(ours, reference)
+    text = str(jax.make_jaxpr(lambda x, w: dot.quantized(x, w, int8))(x, w))
+    assert "preferred_element_type=int32" in text
+    assert "preferred_element_type=float32" not in text
+
+
+def test_int8_operands_need_quantised_activations():
+    with pytest.raises(ValueError, match="arithmetic=int8 needs quantised operands: activation must not be none"):
+        QuantConfig(activation=ActivationQuantizer.NONE, arithmetic=Arithmetic.INT8)
+
+
 @pytest.mark.parametrize("config", SCHEMES, ids=str)
 def test_integer_and_fake_gradients_agree(config):
     """The second is plain autodiff of the straight-through estimator, so it is the reference."""
