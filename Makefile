@@ -71,7 +71,9 @@ clean:
 
 clean-all: clean
 	@rm -rf runs
-	@if test -e $(VENV)/pyvenv.cfg || test -e $(VENV)/.unfinished; then rm -rf $(VENV); fi
+	@for made in $(VENV) $(VENV)-gpu $(VENV)-tpu; do \
+		if test -e $$made/pyvenv.cfg || test -e $$made/.unfinished; then rm -rf $$made; fi; \
+	done
 
 # --- environment -------------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Memory of the process: arrays that are read fast, and freed memory that is kept for the next step."""
 
+import contextlib
 import ctypes
 import mmap
 from typing import Any
@@ -23,7 +24,8 @@ def large_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         begin = -room.ctypes.data % 64
     else:
         pages = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a system that was built without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
         room = np.frombuffer(pages, np.uint8)
         begin = -room.ctypes.data % _HUGE_PAGE
     return room[begin : begin + size].view(dtype).reshape(shape)

@@ -20,7 +20,7 @@ from bitnet_jax.formats.weights import Assets, Weights
 from bitnet_jax.params import Params, leaves
 from bitnet_jax.training import checkpoints, run_directory
 from bitnet_jax.transformer import parameter_shapes
-from kernels_pallas import Encoding, PackedTernary
+from kernels_pallas import Encoding, PackedTernary, mosaic_tpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Model:
     @property
     def packed(self) -> bool:
         """Whether the linear layers are packed."""
-        return any(isinstance(leaf, PackedTernary) for _, leaf in leaves(self.params))
+        return any(_is_packed(leaf) for _, leaf in leaves(self.params))
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer; raises UserError where there is none."""
@@ -95,7 +95,7 @@ def load(
     return Model(
         config=weights.config,
         # What a file is mapped to is used where it lies, without a copy, by a device that shares the host's memory.
-        params=jax.device_put(leafwise.load(weights)),
+        params=_laid_out(jax.device_put(leafwise.load(weights))),
         tokenizer=Tokenizer.from_json(assets.tokenizer, f"{weights.where}: tokenizer") if assets.tokenizer else None,
         provenance=weights.provenance,
         kind=kind,
@@ -105,6 +105,17 @@ def load(
         sampling=assets.sampling,
         release=weights.release,
     )
+
+
+def _laid_out(params: Params) -> Params:
+    """Packed codes as the kernel of the default device reads them: a TPU's wants outputs innermost, or lays them out anew in every call."""
+    if jax.default_backend() != "tpu":
+        return params
+    return jax.tree.map(lambda leaf: mosaic_tpu.place(leaf) if _is_packed(leaf) else leaf, params, is_leaf=_is_packed)
+
+
+def _is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, PackedTernary)
 
 
 def open_weights(

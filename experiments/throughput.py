@@ -2,9 +2,10 @@
 
     python -m experiments.throughput ladder-10m ladder-100m
 
-Both steps are compiled from the training loop's own `compile_step`, given the same batch, and run by turns, one step each, so that a
-busy machine slows both. The figure is the median of the ratios of neighbouring steps, with its quartiles. Beside it stands the floor:
-operations of the step (6 a parameter and token, and attention), and what the same machine reaches in a plain float32 product.
+The steps are compiled from the training loop's own `compile_step`, given the same batch, and run by turns, one step each, so that a
+busy machine slows all of them. The figure is the median of the ratios of neighbouring steps, with its quartiles: BitNet against its
+twin, and BitNet with int8 operands (`arithmetic=int8`, the same numbers) against BitNet. Beside it stands the floor: operations of the
+step (6 a parameter and token, and attention), and what the same machine reaches in a plain float32 product.
 
 Writes experiments/results/throughput/<preset>-<device>.json. Cost: about 3 minutes for 10m and 10 for 100m on two CPU cores.
 """
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitnet_jax import costs
-from bitnet_jax.config import DataConfig, DType, Linear, ModelConfig, OptimizerConfig, Remat, TrainConfig
+from bitnet_jax.config import Arithmetic, DataConfig, DType, ModelConfig, OptimizerConfig, Remat, TrainConfig
 from bitnet_jax.memory import keep_freed_memory
 from bitnet_jax.training import loop, run_directory
 from bitnet_jax.training.optimizer import make_optimizer
@@ -65,25 +66,24 @@ def measure(preset: str, batch_size: int, seq_len: int, pairs: int, dtype: DType
     ids = np.random.default_rng(0).integers(0, base.model.vocab_size, (batch_size, seq_len + 1), np.int32)
     batch = {"tokens": jnp.asarray(ids[:, :-1]), "targets": jnp.asarray(ids[:, 1:])}
     steps, states, compiling = {}, {}, {}
-    for name, linear in (("bitnet", Linear.BIT), ("twin", Linear.FULL)):
-        config = replace(base, model=replace(base.model, linear=linear))
+    int8 = replace(base.model, quant=replace(base.model.quant, arithmetic=Arithmetic.INT8))
+    sides = {"bitnet": base.model, "twin": base.model.twin, "int8": int8}
+    for name, model in sides.items():
+        config = replace(base, model=model)
         optimizer = make_optimizer(config.optimizer, config.steps)
         states[name] = jax.jit(lambda config=config, optimizer=optimizer: loop.init_run(config, optimizer))()
         begun = time.perf_counter()
         steps[name] = compile_step(config, loop.model_apply(config), optimizer, states[name], batch)
         compiling[name] = time.perf_counter() - begun
-    seconds: dict[str, list[float]] = {"bitnet": [], "twin": []}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(pairs + 2):
-        order = ("bitnet", "twin") if turn % 2 else ("twin", "bitnet")
-        for name in order:
+        for name in sorted(sides, key=lambda name: (list(sides).index(name) + turn) % len(sides)):
             begun = time.perf_counter()
             states[name], metrics = steps[name](states[name], batch)
             jax.block_until_ready((states[name], metrics))
             if turn >= 2:  # the first steps warm caches
                 seconds[name].append(time.perf_counter() - begun)
         print(f"\r{preset}: pair {turn + 1}/{pairs + 2}", end="" if turn < pairs + 1 else "\n", file=sys.stderr, flush=True)
-    ratios = [bit / full for bit, full in zip(seconds["bitnet"], seconds["twin"], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
     tokens = batch_size * seq_len
     flops = costs.train_flops(base.model, seq_len) * tokens
     return {
@@ -93,13 +93,20 @@ def measure(preset: str, batch_size: int, seq_len: int, pairs: int, dtype: DType
         "seq_len": seq_len,
         "dtype": dtype.value,
         "remat": remat.value,
-        "ratio": {"median": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]], "pairs": pairs},
+        "ratio": _ratio(seconds["bitnet"], seconds["twin"]),
+        "int8_ratio": _ratio(seconds["int8"], seconds["bitnet"]),
         "step_seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "tokens_per_second": {name: tokens / statistics.median(values) for name, values in seconds.items()},
         "compile_seconds": compiling,
         "floor": {"flops_per_step": flops, "product_flops_per_second": product_rate(dtype)},
         "environment": run_directory.environment(),
     }
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {"median": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]], "pairs": len(ratios)}
 
 
 def product_rate(dtype: DType, size: int = 1024) -> float:

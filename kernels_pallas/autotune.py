@@ -20,8 +20,8 @@ from typing import Any
 import jax
 
 from kernels_pallas import bench
-from kernels_pallas.arg_specs import DECODE_ROWS, PREFILL_ROWS, ArgSpec, named
-from kernels_pallas.block_config import TUNED, TpuConfig, file_name
+from kernels_pallas.arg_specs import DECODE_ROWS, MATRICES, PREFILL_ROWS, ArgSpec, named
+from kernels_pallas.block_config import TUNED, TpuConfig, file_name, tpu_blocks
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY, GpuConfig, rule, shared_memory
 
 
@@ -42,13 +42,16 @@ def gpu_candidates(spec: ArgSpec) -> list[GpuConfig]:
 def tpu_candidates(spec: ArgSpec) -> list[TpuConfig]:
     """Blocks that may be fastest, those by rule first."""
     sizes = itertools.product((32, 64, 128, 256, 512), (128, 256, 512, 640, 1024, 1280))
-    return [TpuConfig(), *(TpuConfig(rows=rows, outputs=outputs) for rows, outputs in sizes if rows < 2 * spec.m and outputs <= spec.n)]
+    blocks = tpu_blocks(spec, measured=False)
+    found = [TpuConfig(rows=blocks.rows, outputs=blocks.outputs)]
+    found += [TpuConfig(rows=rows, outputs=outputs) for rows, outputs in sizes if rows < max(2 * spec.m, 33) and outputs <= spec.n]
+    return list(dict.fromkeys(found))
 
 
 def main(args: list[str] | None = None) -> int:
     """Tunes what the command line names; 2 where there is nothing to tune."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", help="only these: 700m, 1.3b, 3b, 2b4t, 7b")
+    parser.add_argument("--models", nargs="+", choices=sorted({name.split("/")[0] for name in MATRICES}), help="only these")
     parser.add_argument("--rows", type=int, nargs="+", default=[*DECODE_ROWS, *PREFILL_ROWS], help="only these numbers of rows")
     parser.add_argument("--again", action="store_true", help="measure again what the file holds")
     parsed = parser.parse_args(args)
@@ -70,7 +73,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def measure(spec: ArgSpec, implementation: str, candidates: Iterable[Any]) -> dict[str, Any] | None:
-    """The entry of the fastest of `candidates`, or None where none runs. Those of half the time of the others are measured twice."""
+    """The entry of the fastest of `candidates`, or None where none runs. The best four are measured again."""
     operands = bench.operands(spec)
     expected = bench.checked(operands)
     times: dict[Any, float] = {}
@@ -81,7 +84,10 @@ def measure(spec: ArgSpec, implementation: str, candidates: Iterable[Any]) -> di
                 raise ValueError("wrong sums")
             times[config] = bench.seconds({"ours": function}, operands, repeats=3)["ours"]
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a device says of one candidate, the others are measured
-            print(f"M={spec.m} K={spec.k} N={spec.n}: {config} left out: {str(error).splitlines()[0][:160]}", file=sys.stderr)
+            print(
+                f"M={spec.m} K={spec.k} N={spec.n}: {config} left out: {' '.join(str(error).split())[:160] or type(error).__name__}",
+                file=sys.stderr,
+            )
     if not times:
         return None
     finalists = {config: bench.ours(implementation, config) for config in sorted(times, key=times.__getitem__)[:4]}

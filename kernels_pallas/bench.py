@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels_pallas import mosaic_tpu
 from kernels_pallas.api import ternary_matmul
 from kernels_pallas.arg_specs import DECODE_ROWS, PREFILL_ROWS, ArgSpec, chip_name, cost, floor_us, named
 from kernels_pallas.packing import PackedLayer, PackedTernary, pack, unpack
@@ -53,6 +54,7 @@ def operands(spec: ArgSpec, cache: int = _CACHE) -> dict[str, Any]:
     # Layers are rows of the first one in another order: as random, and made in no time.
     codes = jnp.stack([jnp.roll(jnp.asarray(one.codes), 7 * layer, axis=0) for layer in range(layers)])
     stack = PackedTernary(codes, jnp.full((layers,), 2.0**-6, jnp.float32), k=spec.k, encoding=one.encoding)
+    stack = mosaic_tpu.place(stack) if jax.default_backend() == "tpu" else stack
     x = jnp.asarray(rng.integers(-127, 128, (spec.m, spec.k)).astype(np.int8))
     return {"x": x, "x_scale": jnp.full((spec.m, 1), 2.0**-7, jnp.float32), "stack": stack, "out_dtype": jnp.dtype(spec.out_dtype)}
 

@@ -60,8 +60,8 @@ class TpuBlocks:
     outputs: int
 
 
-def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
-    """The blocks of a call: those that `config` names, else measured ones, else by rule.
+def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None, measured: bool = True) -> TpuBlocks:
+    """The blocks of a call: those that `config` names, else measured ones where they are wanted, else by rule.
 
     The rule for few rows. Time is about that of the first load, total / steps, and the cost of each step: least for
     steps = sqrt(total / step), where `_STEP_BYTES` could be read in the time that a step costs.
@@ -70,7 +70,8 @@ def tpu_blocks(spec: ArgSpec, config: TpuConfig | None = None) -> TpuBlocks:
     """
     config = config or TpuConfig()
     chip = CHIPS[spec.chip] if spec.chip else None
-    found = (chip and tuned("mosaic_tpu", spec, chip.kinds[0], TpuConfig)) or TpuConfig()
+    kinds = chip.kinds if chip and measured else ()
+    found = next((blocks for kind in kinds if (blocks := tuned("mosaic_tpu", spec, kind, TpuConfig))), TpuConfig())
     rows, outputs = config.rows or found.rows, config.outputs or found.outputs
     by_rule = TpuBlocks(rows=512 if spec.k <= 8192 else 256, outputs=512)
     if spec.m <= 32:
@@ -127,7 +128,11 @@ def tuned(implementation: str, spec: ArgSpec, kind: str, config: type[Config]) -
     serving = [e for e in entries if (e["k"], e["n"], e["x_dtype"]) == (spec.k, spec.n, spec.x_dtype) and e["m"] >= spec.m]
     if not serving:
         return None
-    return config(**min(serving, key=lambda e: e["m"])["blocks"])
+    blocks = min(serving, key=lambda e: e["m"])["blocks"]
+    known = {field.name for field in dataclasses.fields(config)} - {"chip", "interpret"}
+    if unknown := sorted(set(blocks) - known):
+        raise ValueError(f"{TUNED / file_name(kind)}.json is not a file of tuned blocks: {', '.join(unknown)} must be of {sorted(known)}")
+    return config(**blocks)
 
 
 def file_name(kind: str) -> str:
@@ -143,6 +148,8 @@ def _entries(path: Path, implementation: str) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text(encoding="utf-8")).get(implementation, [])
         if not all({"m", "k", "n", "x_dtype", "blocks"} <= set(entry) for entry in entries):
             raise ValueError("an entry must have m, k, n, x_dtype and blocks")
+        if not all(type(entry["m"]) is int and isinstance(entry["blocks"], dict) for entry in entries):
+            raise ValueError("m must be a whole number and blocks an object")
     except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a file of tuned blocks: {error}") from None
     return entries

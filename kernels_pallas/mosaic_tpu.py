@@ -25,7 +25,7 @@ from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import ManualAxisType
 
-from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name, cost
+from kernels_pallas.arg_specs import CHIPS, SIZES, ArgSpec, chip_name, cost
 from kernels_pallas.block_config import TpuConfig, tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.packing import Encoding, PackedLayer, PackedTernary
 
@@ -48,6 +48,8 @@ def supported(spec: ArgSpec) -> str | None:
         return f"one scale per {spec.group} inputs is not applied in the kernel: one per matrix is"
     if spec.x_dtype not in ("int8", "bfloat16"):
         return f"activations in {spec.x_dtype} are not multiplied without rounding: int8 and bfloat16 are"
+    if spec.out_dtype not in SIZES:
+        return f"out_dtype={spec.out_dtype} must be float32, bfloat16 or float16"
     if spec.k > (1 << 18) - 128:
         return f"K={spec.k} must be at most {(1 << 18) - 128}: sums are int32"
     blocks = tpu_blocks(spec)
@@ -89,8 +91,8 @@ def quantize_and_multiply(x: jax.Array, w: PackedTernary | PackedLayer, out_dtyp
 def place(packed: PackedTernary) -> PackedTernary:
     """The same matrices with their codes laid out in memory as this kernel reads them, outputs innermost; nothing else can tell.
 
-    Do it once, when weights are loaded: `jit` keeps the layout of arrays that are passed to it. Codes laid out otherwise are laid out
-    anew in every call, which reads and writes them once more.
+    Do it once, when weights are loaded: `jit` keeps the layout of arrays that are passed to it. Codes laid out otherwise, a whole stack
+    where one of its layers is multiplied, are laid out anew in every call.
     """
     codes = jnp.asarray(packed.codes)
     return dataclasses.replace(packed, codes=jax.device_put(codes, Format(Layout(major_to_minor=placed(codes.ndim)), codes.sharding)))
@@ -235,7 +237,10 @@ def _reorder(x_ref: Any, out_ref: Any) -> None:
 
 
 def _write_reordered(out_ref: Any, rows: Any, x: Any) -> None:
-    """Of every 32 columns of x the even ones and then the odd ones, by the matrix unit: nothing else moves values between lanes as fast."""
+    """Of every 32 columns of x the even ones and then the odd ones, by the matrix unit: nothing else moves values between lanes as fast.
+
+    A number that is not finite makes all 128 columns around it NaN.
+    """
     source, place = (jax.lax.broadcasted_iota(jnp.int32, (_LANES, _LANES), axis) for axis in (0, 1))
     inside = place & 31
     wanted = place - inside + jnp.where(inside < 16, 2 * inside, 2 * inside - 31)

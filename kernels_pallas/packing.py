@@ -125,8 +125,9 @@ class PackedLayer:
         return self.stack.group
 
     def sliced(self) -> PackedTernary:
-        """The matrix itself. A layer out of range is clamped, as JAX does."""
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, 0, keepdims=False), self.stack)
+        """The matrix itself; of a layer out of range, the nearest."""
+        layer = jnp.clip(self.layer, 0, self.stack.codes.shape[0] - 1)
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False), self.stack)
 
 
 def bytes_per_row(k: int, encoding: Encoding) -> int:

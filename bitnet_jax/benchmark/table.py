@@ -71,7 +71,6 @@ def speeds(found: dict[str, Any]) -> Table:
         "decode, tokens/s",
         "streamed",
         "peak memory, MB",
-        "of it no pages of files",
         "decode : fastest peer",
     )
     rows = []
@@ -83,15 +82,14 @@ def speeds(found: dict[str, Any]) -> Table:
             threads, prompt, generate = cell
             row = [_label(name, group), str(threads), f"{prompt} + {generate}"]
             if not good:
-                rows.append([*row, f"failed: {group[-1]['failed']}", "", "", "", "", ""])
+                rows.append([*row, f"failed: {group[-1]['failed']}", "", "", "", ""])
                 continue
             row += [_spread(good, f"{key}_tokens_per_second") for key in ("prefill", "decode", "streamed")]
             row += [f"{max(run['peak_bytes'] for run in good) / 1e6:,.0f}"]
-            row += [f"{max(own) / 1e6:,.0f}" if (own := _values(good, "anonymous_bytes")) else ""]
             rows.append([*row, f"{decode / best:.2f}" if decode and best and name == OURS else ""])
             if _values(good, "cold_decode_tokens_per_second"):
                 cold = [_spread(good, f"cold_{key}_tokens_per_second") for key in ("prefill", "decode")]
-                rows.append([f"{row[0]}, cold", *row[1:3], *cold, "", "", "", ""])
+                rows.append([f"{row[0]}, cold", *row[1:3], *cold, "", "", ""])
     return Table(f"{found['model']['name']}: speed", columns, rows)
 
 

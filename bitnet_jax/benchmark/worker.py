@@ -30,14 +30,8 @@ def main(text: str) -> int:
     except (RunError, MemoryError, OSError) as error:
         sys.stderr.write(f"{' '.join(str(error).split()) or type(error).__name__}\n")
         return 1
-    sys.stdout.write(f"\n{json.dumps(found | {'anonymous_bytes': _anonymous_bytes()})}\n")
+    sys.stdout.write(f"\n{json.dumps(found)}\n")
     return 0
-
-
-def _anonymous_bytes() -> int:
-    """Resident memory of this process that is not pages of files, which the system can drop and read again."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
@@ -97,10 +91,11 @@ def twin(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from bitnet_jax import config as configs
-    from bitnet_jax.config import ModelConfig
+    from bitnet_jax.config import Layers, ModelConfig
     from bitnet_jax.transformer import parameter_shapes
 
-    config = configs.from_dict(ModelConfig, job["config"]).twin
+    # Written out layer by layer: a scan would copy each layer's weights out of their stack in every step.
+    config = replace(configs.from_dict(ModelConfig, job["config"]).twin, layers=Layers.LOOP)
     random = np.random.default_rng(0)
 
     def leaf(shape: jax.ShapeDtypeStruct) -> np.ndarray:

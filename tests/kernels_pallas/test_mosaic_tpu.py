@@ -285,6 +285,7 @@ def test_every_named_call_fits_in_vector_memory(chip: str) -> None:
         ({"chip": None}, "not in CHIPS"),
         ({"encoding": Encoding.BASE3}, "encoding base3 is not unpacked"),
         ({"group": 64}, "one scale per 64 inputs"),
+        ({"out_dtype": "float8_e4m3fn"}, "out_dtype=float8_e4m3fn must be float32, bfloat16 or float16"),
         ({"x_dtype": "float32"}, "activations in float32"),
         ({"k": 1 << 18}, "K=262144 must be at most 262016"),
         ({"chip": "v4", "k": 200_000}, "bytes of vector memory at K=200000: v4 has less"),

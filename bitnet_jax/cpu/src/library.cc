@@ -210,7 +210,7 @@ ffi::Error QuantizeCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t
   });
 }
 
-// bytes uint8 [n]; the sum of every 64th of them, uint32 [].
+// bytes uint8 [n]; their sum as numbers of 32 bits, uint32 [].
 ffi::Error ReadCall(ffi::ThreadPool pool, std::string_view isa_name, int64_t threads, ffi::AnyBuffer bytes,
                     ffi::Result<ffi::AnyBuffer> sum) {
   BITNET_FIND_ISA();

@@ -50,11 +50,11 @@ class Crew {
   }
 
   // Hands `work` to a thread that stays; false where none does.
-  bool Hand(const std::function<void()>& work) {
+  bool Hand(std::function<void()> work) {
     for (Seat& seat : seats_) {
       int waiting = kWaiting;
       if (seat.state.load(std::memory_order_relaxed) != kWaiting || !seat.state.compare_exchange_strong(waiting, kTaken)) continue;
-      seat.work = work;
+      seat.work = std::move(work);
       seat.state.store(kReady, std::memory_order_release);
       return true;
     }
@@ -129,12 +129,15 @@ void ParallelFor(Pool& pool, int64_t threads, int64_t blocks, const Work& work) 
     }
     SetFloatMode(before);
   };
-  for (int64_t t = 1; t < threads; t++) {
-    if (Crew::Get().Hand(run)) continue;
-    pool.Schedule([run] {
-      run();
-      Crew::Get().Stay();
-    });
+  try {
+    for (int64_t t = 1; t < threads; t++) {
+      if (Crew::Get().Hand(run)) continue;
+      pool.Schedule([run] {
+        run();
+        Crew::Get().Stay();
+      });
+    }
+  } catch (const std::bad_alloc&) {  // with fewer threads, then: some may have begun, on what this call holds
   }
   run();
   for (int spins = 0; job->done.load(std::memory_order_acquire) < blocks; spins++) {
