@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from bitnet_jax.training import logs, run_directory
-from kernels_pallas import mosaic_gpu
 from kernels_pallas.arg_specs import CHIPS, DECODE_ROWS, PREFILL_ROWS, ArgSpec, cost, floor_us
 from kernels_pallas.block_config import tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY, GpuConfig, shared_memory
+from kernels_pallas.mosaic_gpu.blocks import blocks as gpu_blocks
 
 ROWS = DECODE_ROWS + PREFILL_ROWS
 _HOPPER = ("h100", "h200")
@@ -210,5 +210,5 @@ def _block(spec: ArgSpec) -> tuple[int, int, float]:
         return chosen.rows, chosen.outputs, tpu_vmem_bytes(spec, chosen) / 2**20
     if spec.chip not in _HOPPER:
         raise ValueError(f"chip={spec.chip!r} must be a TPU or one of {', '.join(_HOPPER)}, which there are kernels for")
-    config = mosaic_gpu.blocks(spec, GpuConfig(chip=spec.chip))
+    config = gpu_blocks(spec, GpuConfig(chip=spec.chip))
     return config.rows, config.outputs, shared_memory(config, spec.k, spec.out_dtype) / 2**20

@@ -29,7 +29,9 @@ def run(path: Path) -> int:
     names: dict[str, Any] = {"__name__": "__main__"}
     figures = 0
     for source in cells(path.read_text(encoding="utf-8")):
-        *statements, last = ast.parse(source).body or [ast.Pass()]
+        if not (body := ast.parse(source).body):
+            continue
+        *statements, last = body
         shown = None
         if isinstance(last, ast.Expr):
             shown = ast.Expression(last.value)
