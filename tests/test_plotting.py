@@ -57,7 +57,8 @@ def test_measurements_are_drawn_as_median_and_quartiles() -> None:
 
 def test_numbers_that_differ_are_counted() -> None:
     expected = np.arange(6).reshape(2, 3)
-    figure = drawn(plotting.against(expected, {"right": expected.astype(np.float32), "wrong": expected + [[0, 0, 1], [0, 1, 0]]}, "Sums"))
+    wrong = np.array([[0, 1, 3], [3, 5, 5]])
+    figure = drawn(plotting.against(expected, {"right": expected.astype(np.float32), "wrong": wrong}, "Sums"))
     assert [axes.get_title() for axes in figure.axes] == ["right\n0 of 6 differ", "wrong\n2 of 6 differ"]
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_xydata(), [[0, 0], [1, 1], [2, 3], [3, 3], [4, 5], [5, 5]])
 

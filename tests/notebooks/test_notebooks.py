@@ -20,6 +20,7 @@ def test_there_are_notebooks() -> None:
 
 
 @each_notebook
+@pytest.mark.slow
 def test_it_runs_in_smoke_mode(path: Path) -> None:
     # Warnings are errors, as in every test.
     command = [sys.executable, "-W", "error", str(ROOT / "tests" / "notebooks" / "cells.py"), str(path)]
