@@ -6,6 +6,7 @@
 # make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
 # make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (AOT_TESTS= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
+# make notebooks         makes the .ipynb of each notebooks/*.py anew, without outputs
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
 #
 # The environment is made once, in VENV, and again when pyproject.toml or constraints.txt change.
@@ -25,7 +26,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot test-aot lint types format setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot test-aot lint types format notebooks setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -62,6 +63,9 @@ types: $(VENV)/.installed-lint
 
 format: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+notebooks: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.notebooks.pairs
 
 setup: $(VENV)/.installed-test $(VENV)/.installed-lint
 
