@@ -43,7 +43,7 @@ def tpu_candidates(spec: ArgSpec) -> list[TpuConfig]:
     """Blocks that may be fastest, those by rule first."""
     sizes = itertools.product((32, 64, 128, 256, 512), (128, 256, 512, 640, 1024, 1280))
     blocks = tpu_blocks(spec, measured=False)
-    found = [TpuConfig(rows=blocks.rows, outputs=blocks.outputs)]
+    found = [TpuConfig(rows=-(-blocks.rows // 32) * 32, outputs=blocks.outputs)]
     found += [TpuConfig(rows=rows, outputs=outputs) for rows, outputs in sizes if rows < max(2 * spec.m, 33) and outputs <= spec.n]
     return list(dict.fromkeys(found))
 

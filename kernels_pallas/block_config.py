@@ -129,7 +129,7 @@ def tuned(implementation: str, spec: ArgSpec, kind: str, config: type[Config]) -
     if not serving:
         return None
     blocks = min(serving, key=lambda e: e["m"])["blocks"]
-    known = {field.name for field in dataclasses.fields(config)} - {"chip", "interpret"}
+    known = set(vars(config())) - {"chip", "interpret"}
     if unknown := sorted(set(blocks) - known):
         raise ValueError(f"{TUNED / file_name(kind)}.json is not a file of tuned blocks: {', '.join(unknown)} must be of {sorted(known)}")
     return config(**blocks)

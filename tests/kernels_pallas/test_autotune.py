@@ -24,7 +24,10 @@ def test_candidates_fit_and_begin_with_those_by_rule() -> None:
         assert candidates[0] == rule(spec), name
         assert len(candidates) == len(set(candidates)) > 10, name
         assert all(shared_memory(c, spec.k, spec.out_dtype) < SHARED_MEMORY for c in candidates), name
-        assert all(c.outputs is None or c.outputs <= spec.n for c in autotune.tpu_candidates(spec)), name
+        blocks = autotune.tpu_candidates(spec)
+        assert len(blocks) == len(set(blocks)) > 3, name
+        assert len({c.outputs for c in blocks}) > 3, name
+        assert all(c.rows and c.outputs and c.outputs < spec.n + 128 for c in blocks), name
 
 
 def test_what_was_measured_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
