@@ -240,6 +240,21 @@ def test_minicpm_has_more_than_its_printed_memory() -> None:
     assert round(2 * parameters(llama(40, 2304, 2304, 2304, 5760)).linear / 1e9, 2) == 4.88
 
 
+def test_batches_of_b158_at_70b_are_those_of_a_cache_of_eight_bits() -> None:
+    # b1.58, Table 3: at most 16 and 176 sequences of 512 tokens on two cards of 80 GB; Figure 2: 131.7 and 18.4 GB without a batch.
+    # With batch = (usable - weights) / sequence, two equations for two unknowns:
+    sequence = (131.7 - 18.4) / (176 - 16)
+    usable = 131.7 + 16 * sequence
+    assert round(sequence, 3) == 0.708
+    assert round(usable / 160, 2) == 0.89
+    shape = dataclasses.replace(  # the shape of 70B that the printed energy has
+        PRESETS["bitnet-b1-30b"], hidden_size=8192, num_layers=80, num_heads=64, num_kv_heads=64, head_dim=128, dtype=DType.BFLOAT16
+    )
+    cache = kv_cache_bytes(shape, batch=1, capacity=512) / 1e9
+    assert round(cache, 3) == 1.342
+    assert 0.5 < sequence / cache < 0.53  # half of a 16-bit cache, and a twentieth of that for activations
+
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 

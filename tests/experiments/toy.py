@@ -27,7 +27,7 @@ def cells(results: Results) -> list[Cell]:
 
 
 def experiment(folder: Path, only: str = "*") -> run.Experiment:
-    sys.modules["experiments.configs.toy"] = SimpleNamespace(cells=cells)  # pyright: ignore[reportArgumentType]
+    sys.modules["experiments.configs.toy"] = SimpleNamespace(cells=cells)
     return run.Experiment("toy", folder / "runs", folder / "results", only)
 
 
