@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitnet_jax import costs
 from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
-from bitnet_jax import costs
 from bitnet_jax.cli import quickstart as quickstart_command
 from experiments import figures
 from experiments.cells import read_results

@@ -5,7 +5,7 @@ ablations of the schedule and of binary weights; b1.58 Reloaded (2407.09527), me
 
 Command: python -m experiments.run ablations, then python -m experiments.tables
 
-Cost: 102 runs of 1.6 million parameters and 524,288 tokens, about 2 minutes each on two cores of a Zen 3 server: 3.5 hours.
+Cost: 99 runs of 1.6 million parameters and 524,288 tokens, about 2 minutes each on two cores of a Zen 3 server: 3.5 hours.
 
 Expected: what each group's line in `GROUPS` says.
 
@@ -28,7 +28,7 @@ STEPS = 512
 SEEDS = (0, 1, 2)
 RATE = {"bitnet": 6e-3, "twin": 3e-3}
 BASE = scaling.small("ladder-3m", num_layers=2)
-"""Every width is a multiple of 256, so that weights can be scaled in groups of 64, 128 and 256. 1,576,192 parameters."""
+"""Every width is a multiple of 256, so that weights can be scaled in groups of 64, 128 and 256. 1,575,680 parameters."""
 DEFAULT = scaling.train_config(BASE, RATE["bitnet"], 0, STEPS)
 TWIN = scaling.train_config(BASE.twin, RATE["twin"], 0, STEPS)
 

@@ -131,10 +131,10 @@ def sweep(results: Results, size: str, side: str, start: float, *, both_ways: bo
     asked = [2 * start, start, start / 2] if both_ways else [start, start / 2]
     while True:
         found = {rate: results.get(name(size, side, rate, SWEEP_SEED)) for rate in asked}
-        losses = {rate: validation_loss(result) for rate, result in found.items() if result is not None}
-        if len(losses) < len(asked):
+        ends = {rate: validation_loss(result) for rate, result in found.items() if result is not None}
+        if len(ends) < len(asked):
             return asked, None
-        best = min(asked, key=lambda rate: losses[rate])
+        best = min(asked, key=lambda rate, ends=ends: ends[rate])
         if len(asked) < tries and best == asked[-1]:
             asked.append(best / 2)
         elif len(asked) < tries and best == asked[0] and both_ways:

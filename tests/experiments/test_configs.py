@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -147,4 +148,4 @@ def test_an_ablation_has_the_parameters_of_the_default(name: str) -> None:
 
 def test_the_docstring_says_how_many_runs_there_are() -> None:
     assert f"Cost: {len(ablations.cells({}))} runs of" in (ablations.__doc__ or "")
-    assert f"{costs.parameters(ablations.BASE).total:,} parameters" in open(ablations.__file__, encoding="utf-8").read()
+    assert f"{costs.parameters(ablations.BASE).total:,} parameters" in Path(ablations.__file__).read_text(encoding="utf-8")
