@@ -72,5 +72,6 @@ def smoke(cell: Cell) -> Cell:
         output=dataclasses.replace(cell.config.output, log_every=1, checkpoint_every=2),
         steps=4,
         batch_size=2,
+        accumulation=1,
     )
     return Cell(name=cell.name, config=config, also={label: tiny(model) for label, model in cell.also.items()})

@@ -68,15 +68,18 @@ def scaling_figure(folder: Path) -> Any:
             left.plot(line, fits[side].law(line), color=_COLOURS[side], linewidth=1)
             left.fill_between(line, low, high, color=_COLOURS[side], alpha=0.15, linewidth=0)
     for number, (side, law) in enumerate(zip(scaling.SIDES, _SPECTRA, strict=True)):
-        left.plot(list(_B1), [pair[number] * math.log(2) for pair in _B1.values()], "s", color=_COLOURS[side], mfc="none", label=f"{_LABELS[side]}, b1")
+        points = [pair[number] * math.log(2) for pair in _B1.values()]
+        left.plot(list(_B1), points, "s", color=_COLOURS[side], mfc="none", label=f"{_LABELS[side]}, b1")
         line = np.geomspace(99e6, 3.9e9, 30)
         left.plot(line, law(line), ":", color=_COLOURS[side], label=f"{_LABELS[side]}, Spectra's fit")
     left.set(xscale="log", xlabel="parameters", ylabel="held-out loss, nats per token")
     both = [size for size in losses["bitnet"] if size in losses["twin"]]
-    right.plot(both, [float(np.mean(losses["bitnet"][n]) / np.mean(losses["twin"][n]) - 1) * 100 for n in both], "o-", color="C0", label="here")
+    ours = [float(np.mean(losses["bitnet"][size]) / np.mean(losses["twin"][size]) - 1) * 100 for size in both]
+    right.plot(both, ours, "o-", color="C0", label="here")
     right.plot(list(_B1), [(bit / full - 1) * 100 for bit, full in _B1.values()], "s", color="C2", mfc="none", label="b1")
-    right.plot(list(_B158), [(math.log(bit) / math.log(full) - 1) * 100 for bit, full in _B158.values()], "^", color="C3", mfc="none", label="b1.58")
-    right.plot(list(_A48), [(math.log(bit) / math.log(full) - 1) * 100 for bit, full in _A48.values()], "v", color="C4", mfc="none", label="b1.58 in a4.8")
+    for marker, colour, label, printed in (("^", "C3", "b1.58", _B158), ("v", "C4", "b1.58 in a4.8", _A48)):
+        gaps = [(math.log(bit) / math.log(full) - 1) * 100 for bit, full in printed.values()]
+        right.plot(list(printed), gaps, marker, color=colour, mfc="none", label=label)
     line = np.geomspace(99e6, 3.9e9, 30)
     right.plot(line, (_SPECTRA[0](line) / _SPECTRA[1](line) - 1) * 100, ":", color="C5", label="Spectra's fits")
     right.axhline(0, color="black", linewidth=0.6)

@@ -269,7 +269,8 @@ def ablations() -> str:
                 lines.append(f"| {variant} | not run | | | |")
                 continue
             common = sorted(set(found) & set(default))
-            change = "" if ablation_cells.run_name(variant) == "default" or not common else _spread([found[s] - default[s] for s in common], "+")
+            changes = [found[seed] - default[seed] for seed in common]
+            change = "" if ablation_cells.run_name(variant) == "default" or not common else _spread(changes, "+")
             lines.append(f"| {variant} | {_spread(list(found.values()))} | {change} | {len(found)} | |")
     return "\n".join([*lines, *_made(results)])
 

@@ -75,7 +75,12 @@ GROUPS = {
     "precision": Group(
         "Weights and activations",
         "full precision, activations as they are, 8 bits, 4 bits: in this order (b1.58, Table 1; Spectra; FAQ)",
-        {"default": DEFAULT, "twin": TWIN, "activations-none": quant(activation=ActivationQuantizer.NONE), "activations-4-bit": quant(activation_bits=4)},
+        {
+            "default": DEFAULT,
+            "twin": TWIN,
+            "activations-none": quant(activation=ActivationQuantizer.NONE),
+            "activations-4-bit": quant(activation_bits=4),
+        },
     ),
     "activations": Group(
         "Over what activations are scaled",
@@ -159,7 +164,7 @@ def run_name(variant: str) -> str:
 
 
 def cells(results: Results) -> list[Cell]:
-    """Every variant with every seed. The twin is evaluated as a BitNet as well: ternary after training instead of while training (b1, Table 3)."""
+    """Every variant with every seed. The twin is evaluated as a BitNet as well, ternary only after training (b1, Table 3)."""
     del results
     runs = {run_name(name): config for group in GROUPS.values() for name, config in group.variants.items()}
     also = {"twin": {"ternarised": BASE}}

@@ -42,7 +42,7 @@ def small(name: str, **changes: int) -> ModelConfig:
     return replace(ModelConfig.preset(name), vocab_size=VOCAB, **changes)
 
 
-# Parameters in all: 104,928; 226,496; 545,376; 986,240; 2,889,984; 9,250,304
+# Parameters in all: 105,040; 226,496; 542,944; 986,240; 2,888,960; 9,251,840
 SIZES = {
     "0.1m": small("ladder-0.2m", hidden_size=48, ffn_size=128, num_layers=2, head_dim=24),
     "0.2m": small("ladder-0.2m"),
@@ -68,7 +68,9 @@ def optimizer(linear: Linear, rate: float, steps: int) -> OptimizerConfig:
     )
 
 
-def train_config(model: ModelConfig, rate: float, seed: int, steps: int = STEPS, data: DataConfig = DATA, batch_size: int = 8) -> TrainConfig:
+def train_config(
+    model: ModelConfig, rate: float, seed: int, steps: int = STEPS, data: DataConfig = DATA, batch_size: int = 8, accumulation: int = 1
+) -> TrainConfig:
     """The run of `model` by the recipe of its side."""
     return TrainConfig(
         model=model,
@@ -77,6 +79,7 @@ def train_config(model: ModelConfig, rate: float, seed: int, steps: int = STEPS,
         output=OutputConfig(log_every=max(1, steps // 64), checkpoint_every=max(1, steps // 8), tensorboard=False),
         steps=steps,
         batch_size=batch_size,
+        accumulation=accumulation,
         non_finite_limit=steps,  # a rate that is too large ends with a bad loss, and the sweep goes on
         seed=seed,
     )
@@ -88,7 +91,12 @@ def cells(results: Results) -> list[Cell]:
 
 
 def plan(
-    results: Results, sizes: dict[str, ModelConfig], seeds: dict[str, tuple[int, ...]], tries: dict[str, int], first: dict[str, float], **training: Any
+    results: Results,
+    sizes: dict[str, ModelConfig],
+    seeds: dict[str, tuple[int, ...]],
+    tries: dict[str, int],
+    first: dict[str, float],
+    **training: Any,
 ) -> list[Cell]:
     """`cells` for any sizes, smallest first; `training` is passed on to `train_config`."""
     found: list[Cell] = []
