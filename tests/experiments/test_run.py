@@ -67,9 +67,7 @@ def test_a_pattern_chooses_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert toy.experiment(tmp_path, only="second*").run() == 0
 
 
-def test_the_list_says_what_is_done_and_begun(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_list_says_what_is_done_and_begun(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy.experiment(finished).show()
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["first", "done"], ["second", "done"]]
     (tmp_path / "runs" / "first").mkdir(parents=True)
