@@ -5,7 +5,7 @@ ablations of the schedule and of binary weights; b1.58 Reloaded (2407.09527), me
 
 Command: python -m experiments.run ablations, then python -m experiments.tables
 
-Cost: 99 runs of 1.6 million parameters and 524,288 tokens, about 2 minutes each on two cores of a Zen 3 server: 3.5 hours.
+Cost: 99 runs of 1.6 million parameters and 524,288 tokens, about 2.5 minutes each on two cores of a Zen 3 server: 4.3 hours.
 
 Expected: what each group's line in `GROUPS` says.
 

@@ -5,8 +5,9 @@ with size); Spectra (2407.12327), section 4.3 (the same of ternary weights witho
 
 Command: python -m experiments.run scaling, then python -m experiments.tables
 
-Cost: about 50 runs and 3 hours on two cores of a Zen 3 server. Estimated from experiments/results/throughput (ladder-10m: 76 GFLOP/s in a
-step) and the quickstart (ladder-1m: 7,000 tokens/s): 17 min a run of 10m, 6 of 3m, 2.5 of 1m, 1.7 of 0.5m and under 1 of the smaller ones.
+Cost: about 50 runs and 3 to 3.5 hours on two cores of a Zen 3 server. From the pace of a few steps beside other work, and for 10m from
+experiments/results/throughput (76 GFLOP/s in a step): 0.5 min a run of 0.1m, 1 of 0.2m, 1.3 of 0.5m, 2.1 of 1m, 6 of 3m, 15 to 20 of 10m,
+and 20 seconds for each to compile and evaluate.
 
 Expected: the twin is better at every size, and the gap narrows. b1 prints no coefficients; read from its figure, in bits:
 2114 N^-0.391 + 3.786 and 1686 N^-0.399 + 3.733. Spectra, in nats: 185 N^-0.26 + 1.76 and 159 N^-0.26 + 1.67.
