@@ -9,19 +9,28 @@ What was not run says "not run".
 import json
 import re
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitnet_jax import costs
 from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
+from experiments import figures
+from experiments.cells import read_results
+from experiments.configs import ablations as ablation_cells
+from experiments.configs import scaling as scaling_cells
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Rewrites README.md."""
+    """Rewrites README.md and draws the figures of what has results."""
+    figure = figures.scaling_figure(RESULTS / "scaling")
+    if figure is not None:
+        figure.savefig(RESULTS / "scaling" / "scaling.png", dpi=110)
     path = ROOT / "README.md"
     path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -204,6 +213,89 @@ def kernels_tpu() -> str:
     return "\n".join(lines)
 
 
+def scaling() -> str:
+    """Loss of a BitNet and its twin by size, and the law fitted to both."""
+    folder = RESULTS / "scaling"
+    results = read_results(folder)
+    found = scaling_cells.losses(results)
+    rates = scaling_cells.rates(results, tuple(scaling_cells.SIZES), scaling_cells.TRIES, scaling_cells.FIRST)
+    lines = [
+        "| size | parameters | seeds | best rate: b1.58 | full | held-out loss, nats: b1.58 | full | gap | gap, % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size, model in scaling_cells.SIZES.items():
+        sides = [found[side].get(size, {}) for side in scaling_cells.SIDES]
+        common = sorted(set(sides[0]) & set(sides[1]))
+        count = f"| {size} | {costs.parameters(model).total:,} |"
+        if not common:
+            lines.append(f"{count} not run | | | | | | |")
+            continue
+        bit, full = ([side[seed] for seed in common] for side in sides)
+        gaps = [one - other for one, other in zip(bit, full, strict=True)]
+        best = " | ".join(f"{rates[size, side][1]:.2g}" for side in scaling_cells.SIDES)
+        share = 100 * statistics.mean(gaps) / statistics.mean(full)
+        lines.append(f"{count} {len(common)} | {best} | {_spread(bit)} | {_spread(full)} | {_spread(gaps)} | {share:.1f} |")
+    fits = figures.scaling_fits(figures.scaling_losses(folder))
+    if fits is not None:
+        lines += ["", "L(N) = a N^b + c by least squares, with 95 % intervals of the bootstrap (`experiments/fit.py`):", ""]
+        lines += ["| | a | b | c | seed sd | residual |", "|---|---:|---:|---:|---:|---:|"]
+        for side, one in fits.items():
+            interval = one.interval()
+            shown = " | ".join(
+                f"{value:.4g} ({interval[name][0]:.3g} to {interval[name][1]:.3g})" for name, value in one.law._asdict().items()
+            )
+            label = {"bitnet": "b1.58", "twin": "full precision"}[side]
+            lines.append(f"| {label} | {shown} | {one.seed_deviation:.4f} | {one.residual:.4f} |")
+    if (folder / "scaling.png").exists():
+        lines += ["", "![loss against size, here and in the papers](experiments/results/scaling/scaling.png)"]
+    return "\n".join([*lines, *_made(results)])
+
+
+def ablations() -> str:
+    """One change at a time to a small BitNet: mean and standard deviation over seeds."""
+    results = read_results(RESULTS / "ablations")
+
+    def losses(variant: str, also: str | None = None) -> dict[int, float]:
+        runs = {seed: results.get(f"{ablation_cells.run_name(variant)}-seed{seed}") for seed in ablation_cells.SEEDS}
+        found = {seed: run["validation"] if also is None else run["also"][also] for seed, run in runs.items() if run is not None}
+        return {seed: numbers["loss"] for seed, numbers in found.items()}
+
+    default = losses("default")
+    lines = ["| change | held-out loss, nats | against the default, same seeds | runs | the papers |", "|---|---:|---:|---:|---|"]
+    for group in ablation_cells.GROUPS.values():
+        lines.append(f"| **{group.title}** | | | | {group.expected} |")
+        rows = {variant: losses(variant) for variant in group.variants}
+        if "twin" in rows:
+            rows["twin, ternary after training"] = losses("twin", "ternarised")
+        for variant, found in rows.items():
+            if not found:
+                lines.append(f"| {variant} | not run | | | |")
+                continue
+            common = sorted(set(found) & set(default))
+            changes = [found[seed] - default[seed] for seed in common]
+            change = "" if ablation_cells.run_name(variant) == "default" or not common else _spread(changes, "+")
+            lines.append(f"| {variant} | {_spread(list(found.values()))} | {change} | {len(found)} | |")
+    return "\n".join([*lines, *_made(results)])
+
+
+def _made(results: Mapping[str, Any]) -> list[str]:
+    """On what, with what and in which time the runs of an experiment were made."""
+    if not results:
+        return []
+    starts = [start for run in results.values() for start in run["starts"]]
+    commits = ", ".join(sorted({_commit(start) for start in starts}))
+    devices = ", ".join(sorted({f"{start['device']['kind']}, {start['cores']} cores" for start in starts}))
+    versions = ", ".join(sorted({f"Python {start['python']}, jax {start['packages']['jax']}" for start in starts}))
+    tokens = ", ".join(f"{count:,}" for count in sorted({run["tokens"] for run in results.values()}))
+    hours = sum(run["training_seconds"] for run in results.values()) / 3600
+    skipped = sum(run["non_finite"] > 0 for run in results.values())
+    return [
+        "",
+        f"{len(results)} runs of {tokens} tokens, {hours:.1f} hours of training; {skipped} of them with steps that were not finite. "
+        f"On {devices}; {versions}, commit {commits}. ± is the standard deviation over seeds.",
+    ]
+
+
 TABLES = {
     "quickstart": quickstart,
     "throughput": throughput,
@@ -213,6 +305,8 @@ TABLES = {
     "lossless": lossless,
     "cpu": cpu,
     "kernels_tpu": kernels_tpu,
+    "scaling": scaling,
+    "ablations": ablations,
 }
 
 
@@ -225,10 +319,10 @@ def _commit(start: dict[str, Any]) -> str:
     return commit[:10] + ("+changes" if commit.endswith("+changes") else "")
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], sign: str = "") -> str:
     if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+        return f"{values[0]:{sign}.4f}"
+    return f"{statistics.mean(values):{sign}.4f} ± {statistics.stdev(values):.4f}"
 
 
 if __name__ == "__main__":

@@ -174,6 +174,87 @@ def test_cache_bytes_are_those_of_the_cache(dtype: DType) -> None:
     assert kv_cache_bytes(config, batch=3, capacity=7) == made
 
 
+# --- printed memory --------------------------------------------------------------------------------------------------
+
+# b1.58, Table 1: GB of LLaMA in fp16 and of the BitNet, as measured on a GPU.
+B158_MEMORY = {"700m": (2.08, 0.80, 0.37), "1.3b": (3.34, 1.14, 0.56), "3b": (7.89, 2.22, 1.21), "3.9b": (None, 2.38, 1.47)}
+
+
+@pytest.mark.parametrize("size", B158_MEMORY)
+def test_memory_of_b158_is_that_of_the_weights_and_an_overhead_that_both_sides_have(size: str) -> None:
+    llama_printed, printed, expected = B158_MEMORY[size]
+    count = parameters(PRESETS[f"bitnet-b1.58-{size}"])
+    full = 2 * count.total / 1e9
+    ternary = (count.linear / 4 + 2 * (count.embedding + count.head)) / 1e9
+    assert round(ternary, 2) == expected
+    assert 0.4 < printed - ternary < 1.1
+    if llama_printed is not None:  # what is not weights differs by less than a tenth of a GB between the two
+        assert 0 <= (llama_printed - full) - (printed - ternary) < 0.1
+
+
+# Spectra (2407.12327), table of the models: 10^9 bits of TriLM and of FloatLM.
+SPECTRA_BITS = {
+    "99m": (0.90, 1.60),
+    "190m": (1.42, 3.05),
+    "390m": (2.11, 6.28),
+    "560m": (2.76, 9.11),
+    "830m": (3.55, 13.34),
+    "1.1b": (4.42, 18.39),
+    "1.5b": (5.36, 24.23),
+    "2.4b": (7.23, 39.38),
+    "3.9b": (10.76, 63.83),
+}
+
+
+@pytest.mark.parametrize("size", SPECTRA_BITS)
+def test_bits_of_spectra_are_1_58_a_ternary_weight_and_16_a_float(size: str) -> None:
+    ternary_printed, float_printed = SPECTRA_BITS[size]
+    count = parameters(PRESETS[f"trilm-{size}"])
+    ternary = (1.58 * count.linear + 16 * (count.total - count.linear)) / 1e9
+    assert round(16 * count.total / 1e9, 2) == float_printed
+    if size == "190m":  # printed as 1.42; its printed count of parameters is not met either (tests/test_presets.py)
+        assert round(ternary, 4) == 1.4149
+    else:
+        assert round(ternary, 2) == ternary_printed
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "bits", "printed", "digits"),
+    [
+        ("BitNet b1.58 2B4T", PRESETS["bitnet-b1.58-2b4t"], 1.58, 0.4, 1),
+        ("LLaMA-3.2-1B", llama(16, 2048, 2048, 512, 8192), 16, 2, 0),
+        ("Gemma-3-1B", llama(26, 1152, 1024, 256, 6912), 16, 1.4, 1),
+        ("Qwen2.5-1.5B", llama(28, 1536, 1536, 256, 8960), 16, 2.6, 1),
+        ("SmolLM2-1.7B", llama(24, 2048, 2048, 2048, 8192), 16, 3.2, 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_memory_of_the_2b4t_table_is_that_of_the_linear_layers(
+    name: str, config: ModelConfig, bits: float, printed: float, digits: int
+) -> None:
+    assert round(bits * parameters(config).linear / 8e9, digits) == printed
+
+
+def test_minicpm_has_more_than_its_printed_memory() -> None:
+    # Table 1 of 2B4T prints 4.8; 40 layers of its published shape are 4.88.
+    assert round(2 * parameters(llama(40, 2304, 2304, 2304, 5760)).linear / 1e9, 2) == 4.88
+
+
+def test_batches_of_b158_at_70b_are_those_of_a_cache_of_eight_bits() -> None:
+    # b1.58, Table 3: at most 16 and 176 sequences of 512 tokens on two cards of 80 GB; Figure 2: 131.7 and 18.4 GB without a batch.
+    # With batch = (usable - weights) / sequence, two equations for two unknowns:
+    sequence = (131.7 - 18.4) / (176 - 16)
+    usable = 131.7 + 16 * sequence
+    assert round(sequence, 3) == 0.708
+    assert round(usable / 160, 2) == 0.89
+    shape = dataclasses.replace(  # the shape of 70B that the printed energy has
+        PRESETS["bitnet-b1-30b"], hidden_size=8192, num_layers=80, num_heads=64, num_kv_heads=64, head_dim=128, dtype=DType.BFLOAT16
+    )
+    cache = kv_cache_bytes(shape, batch=1, capacity=512) / 1e9
+    assert round(cache, 3) == 1.342
+    assert 0.5 < sequence / cache < 0.53  # half of a 16-bit cache, and a twentieth of that for activations
+
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,14 @@
 """The README's numbers are those of the result files."""
 
+import json
+
 import pytest
 
-from experiments import tables
+from bitnet_jax import costs
+from bitnet_jax.config import Linear
+from experiments import figures, tables
+from experiments.configs import scaling
+from experiments.fit import Law
 
 
 def test_the_readme_is_what_the_results_say():
@@ -21,3 +27,74 @@ def test_what_was_not_run_says_so(name, monkeypatch, tmp_path):
 def test_a_wrong_number_is_put_right():
     text = "before\n<!-- table: throughput -->\n| 0.01 |\n<!-- end -->\nafter"
     assert tables.render(text) == f"before\n<!-- table: throughput -->\n{tables.throughput()}\n<!-- end -->\nafter"
+
+
+@pytest.fixture
+def swept(tmp_path, monkeypatch):
+    """Results of the scaling experiment as its cells would leave them, by laws that are known."""
+    laws = {Linear.BIT: Law(40.0, -0.2, 3.0), Linear.FULL: Law(30.0, -0.2, 2.9)}
+    results = {}
+
+    def result(cell):
+        model, seed = cell.config.model, cell.config.seed
+        size = costs.parameters(model).total
+        best = 6e-3 if model.linear is Linear.BIT else 3e-3
+        loss = float(laws[model.linear](size)) + 0.001 * (seed - 1) + abs(cell.config.optimizer.learning_rate - best)
+        start = {"commit": "0123456789abcdef", "device": {"kind": "Zen"}, "cores": 2, "python": "3.13.0", "packages": {"jax": "0.12"}}
+        numbers = {"loss": loss, "perplexity": 1.0, "bits_per_byte": 1.0}
+        return {"validation": numbers, "starts": [start], "tokens": 1000, "training_seconds": 3600.0, "non_finite": 0}
+
+    while new := [cell for cell in scaling.cells(results) if cell.name not in results]:
+        results[new[0].name] = result(new[0])
+    (tmp_path / "scaling").mkdir()
+    for name, facts in results.items():
+        (tmp_path / "scaling" / f"{name}.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    return tmp_path / "scaling"
+
+
+def test_the_scaling_table_has_every_size_and_the_laws_that_made_it(swept):
+    text = tables.scaling()
+    assert "not run" not in text
+    assert "| 1m | 986,240 | 3 | 0.006 | 0.003 |" in text
+    assert "| 10m | 9,251,840 | 1 |" in text
+    fits = figures.scaling_fits(figures.scaling_losses(swept))
+    assert fits["bitnet"].law.b == pytest.approx(-0.2, abs=0.02)
+    assert f"| b1.58 | {fits['bitnet'].law.a:.4g} (" in text
+    assert "runs of 1,000 tokens" in text
+
+
+def test_a_size_that_is_not_finished_says_so(swept):
+    for path in swept.glob("10m-*.json"):
+        path.unlink()
+    assert "| 10m | 9,251,840 | not run |" in tables.scaling()
+
+
+def test_the_scaling_figure_is_drawn_with_and_without_a_fit(swept, tmp_path):
+    figures.scaling_figure(swept).savefig(tmp_path / "whole.png")
+    for size in ("10m", "3m", "1m", "0.5m"):
+        for path in swept.glob(f"{size}-*.json"):
+            path.unlink()
+    assert figures.scaling_fits(figures.scaling_losses(swept)) is None
+    figures.scaling_figure(swept).savefig(tmp_path / "part.png")
+    for path in swept.glob("*.json"):
+        path.unlink()
+    assert figures.scaling_figure(swept) is None
+
+
+def test_the_ablation_table_compares_equal_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "ablations").mkdir()
+    losses = {"default": (4.0, 5.0, 6.0), "weights-sign": (4.2, 5.2, 6.2), "twin": (3.9, 4.9)}
+    for name, values in losses.items():
+        for seed, loss in enumerate(values):
+            start = {"commit": None, "device": {"kind": "Zen"}, "cores": 2, "python": "3.13.0", "packages": {"jax": "0.12"}}
+            also = {"ternarised": {"loss": 9.0}} if name == "twin" else {}
+            facts = {"validation": {"loss": loss}, "also": also, "starts": [start], "tokens": 1, "training_seconds": 1.0, "non_finite": 0}
+            (tmp_path / "ablations" / f"{name}-seed{seed}.json").write_text(json.dumps(facts))
+    text = tables.ablations()
+    assert "| weights-sign | 5.2000 ± 1.0000 | +0.2000 ± 0.0000 | 3 | |" in text
+    assert "| twin | 4.4000 ± 0.7071 | -0.1000 ± 0.0000 | 2 | |" in text
+    assert "| twin, ternary after training | 9.0000 ± 0.0000 | +4.5000 ± 0.7071 | 2 | |" in text
+    assert "| norm-none | not run |" in text
+    assert "| rate-0.006 | 5.0000 ± 1.0000 |  | 3 | |" in text
