@@ -53,7 +53,7 @@ def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatc
     assert texts.pop().startswith("It was")
     assert out("generate", "run", "It was", *greedy, "--no-stream") == out("generate", "run", "It was", *greedy)
     assert cli.main(["generate", "two_bit.safetensors", "It was", "--implementation", "cuda"]) == 2
-    assert "implementation 'cuda' is unknown: must be one of reference, xla, native" in capsys.readouterr().err
+    assert "implementation 'cuda' is unknown: must be one of reference, xla, mosaic_tpu, mosaic_gpu, native" in capsys.readouterr().err
     assert "--- 2 ---" in out("generate", "run", "It was", "the", *greedy)
 
     assert "It was" in out("generate", "run", "It was", *greedy, "--implementation", "xla")  # a run is packed before it is used
