@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import mosaic_gpu, mosaic_tpu, reference, xla
-from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name
+from kernels_pallas.arg_specs import CHIPS, ArgSpec, chip_name, default_device
 from kernels_pallas.packing import PackedLayer, PackedTernary, check_shapes
 
 
@@ -61,6 +61,8 @@ def ternary_matmul(
     The result is [..., N], rounded once to the floating-point type `out_dtype`.
 
     Works under jit, vmap, shard_map and grad. The gradient is that of floating-point x alone; asking for another one is an error.
+    The compiler cannot cut a Pallas kernel up: where it is to spread a program over several devices by itself, the call stands in a
+    shard_map, or names "xla".
     `implementation` names a row of `IMPLEMENTATIONS`, which then runs or raises; None chooses the fastest that supports the call.
     `config` (of `block_config`) is passed to a named implementation that has block sizes to choose; "reference" and "xla" have none.
 
@@ -105,8 +107,9 @@ def ternary_matmuls(
     if m == 0:
         return [jnp.zeros((*lead, w.n), out_dtype) for w in matrices]
     chip = getattr(config, "chip", None)
+    device = default_device()
     names = [
-        _choose(
+        choose(
             ArgSpec(
                 m=m,
                 k=w.k,
@@ -115,8 +118,8 @@ def ternary_matmuls(
                 out_dtype=str(out_dtype),
                 encoding=w.encoding,
                 group=w.group,
-                platform=CHIPS[chip].platform if chip else jax.default_backend(),
-                chip=chip or chip_name(jax.devices()[0].device_kind),
+                platform=CHIPS[chip].platform if chip else device.platform,
+                chip=chip or chip_name(device.device_kind),
             ),
             implementation,
             config,
@@ -161,8 +164,8 @@ def _sliced(w: PackedTernary | PackedLayer) -> PackedTernary:
     return w if isinstance(w, PackedTernary) else w.sliced()
 
 
-def _choose(spec: ArgSpec, implementation: str | None, config: Any) -> str:
-    """The name of the implementation that runs."""
+def choose(spec: ArgSpec, implementation: str | None = None, config: Any = None) -> str:
+    """The name of the implementation that runs a call. Raises as `ternary_matmul`."""
     if implementation is None:
         if config is not None:
             raise ValueError(f"config={config!r} must come with the name of its implementation")

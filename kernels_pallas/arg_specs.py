@@ -7,6 +7,8 @@ the chip's matrix unit. Nothing that is computed on that chip can take less.
 import dataclasses
 from collections.abc import Iterator
 
+import jax
+
 from kernels_pallas.packing import Encoding, bytes_per_row
 
 
@@ -29,7 +31,7 @@ class ArgSpec:
     group: int | None = None
     """Input features that share a weight scale; None is one scale per matrix."""
     platform: str = "cpu"
-    """Where the call is to run: cpu, gpu or tpu. JAX's default backend, unless a config names a chip."""
+    """Where the call is to run: cpu, gpu or tpu. That of JAX's default device, unless a config names a chip."""
     chip: str | None = None
     """Name in `CHIPS` of what it is to run on; None where that is not known."""
 
@@ -104,6 +106,12 @@ CHIPS: dict[str, Chip] = {
     "b200": Chip(platform="gpu", kinds=("NVIDIA B200",), bandwidth=8e12, bf16=2.25e15, int8=4.5e15),
 }
 """By the name that configs and results use."""
+
+
+def default_device() -> jax.Device:
+    """The device that a computation is compiled for where its arrays do not say: that of `jax.default_device`, else the first."""
+    chosen = jax.config.jax_default_device
+    return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
 
 
 def chip_name(kind: str) -> str | None:

@@ -55,6 +55,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[*DECODE_ROWS, *PREFILL_ROWS], help="only these numbers of rows")
     parser.add_argument("--again", action="store_true", help="measure again what the file holds")
     parsed = parser.parse_args(args)
+    if min(parsed.rows) < 1:
+        parser.error(f"--rows {min(parsed.rows)}: must be at least 1")
     platform = jax.default_backend()
     if platform not in ("gpu", "tpu"):
         print(f"error: platform {platform} has no blocks to tune: a GPU or TPU is needed", file=sys.stderr)

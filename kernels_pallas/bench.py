@@ -18,6 +18,7 @@ The floor is the bytes that must cross memory, at the bandwidth of a large copy 
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -34,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas import mosaic_tpu
-from kernels_pallas.api import ternary_matmul
-from kernels_pallas.arg_specs import DECODE_ROWS, PREFILL_ROWS, ArgSpec, chip_name, cost, floor_us, named
+from kernels_pallas.api import choose, ternary_matmul
+from kernels_pallas.arg_specs import DECODE_ROWS, MATRICES, PREFILL_ROWS, ArgSpec, chip_name, cost, default_device, floor_us, named
 from kernels_pallas.packing import PackedLayer, PackedTernary, pack, unpack
 
 MODELS = ("700m", "3b", "2b4t", "7b")
@@ -165,11 +166,13 @@ def measure(spec: ArgSpec, bandwidth: float, cache: int, repeats: int) -> dict[s
         functions[name] = (dense, apart(data["stack"], dtype, cache))
     exact = agrees(functions["ours"], data, checked(data))
     times = seconds(functions, data, repeats)
-    result: dict[str, Any] = {"m": spec.m, "k": spec.k, "n": spec.n, "exact": exact}
+    device = default_device()
+    here = dataclasses.replace(spec, platform=device.platform, chip=chip_name(device.device_kind))
+    result: dict[str, Any] = {"m": spec.m, "k": spec.k, "n": spec.n, "ours": choose(here), "exact": exact}
     result["microseconds"] = {name: round(1e6 * value, 3) for name, value in times.items()}
     result["floor_microseconds"] = round(1e6 * cost(spec).bytes / bandwidth, 3)
-    if chip := chip_name(jax.devices()[0].device_kind):
-        result["data_sheet_floor_microseconds"] = round(floor_us(spec, chip), 3)
+    if here.chip:
+        result["data_sheet_floor_microseconds"] = round(floor_us(spec, here.chip), 3)
     return result
 
 
@@ -177,7 +180,7 @@ def main(args: list[str] | None = None) -> int:
     """Measures what the command line names, and writes the file after each call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file to write")
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=sorted({name.split("/")[0] for name in MATRICES}), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[*DECODE_ROWS, *PREFILL_ROWS])
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; the times mean nothing")
     parsed = parser.parse_args(args)
@@ -187,7 +190,9 @@ def main(args: list[str] | None = None) -> int:
     calls = [(name, s) for name, s in named(tuple(parsed.rows)) if name.split("/")[0] in parsed.models]
     if parsed.smoke:
         calls = [(f"smoke/{m}", ArgSpec(m=m, k=256, n=64)) for m in (1, 16)]
-    device = jax.devices()[0]
+    if min(parsed.rows) < 1:
+        parser.error(f"--rows {min(parsed.rows)}: must be at least 1")
+    device = default_device()
     bandwidth = copy_bandwidth(1 << 20 if parsed.smoke else 1 << 30)
     content: dict[str, Any] = {
         "status": "smoke run: tiny shapes, the times mean nothing" if parsed.smoke else "measured",

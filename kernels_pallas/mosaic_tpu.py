@@ -25,8 +25,8 @@ from jax.experimental.layout import Format, Layout
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import ManualAxisType
 
-from kernels_pallas.arg_specs import CHIPS, SIZES, ArgSpec, chip_name, cost
-from kernels_pallas.block_config import TpuConfig, tpu_blocks, tpu_vmem_bytes
+from kernels_pallas.arg_specs import CHIPS, SIZES, ArgSpec, chip_name, cost, default_device
+from kernels_pallas.block_config import TpuBlocks, TpuConfig, tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.packing import Encoding, PackedLayer, PackedTernary
 
 _ROWS, _LANES = 32, 128
@@ -52,10 +52,14 @@ def supported(spec: ArgSpec) -> str | None:
         return f"out_dtype={spec.out_dtype} must be float32, bfloat16 or float16"
     if spec.k > (1 << 18) - 128:
         return f"K={spec.k} must be at most {(1 << 18) - 128}: sums are int32"
-    blocks = tpu_blocks(spec)
-    if (needed := tpu_vmem_bytes(spec, blocks)) > (CHIPS[spec.chip].vmem or 0):
-        return f"blocks of {blocks.rows} x {blocks.outputs} take {needed} bytes of vector memory at K={spec.k}: {spec.chip} has less"
-    return None
+    return _does_not_fit(spec, tpu_blocks(spec))
+
+
+def _does_not_fit(spec: ArgSpec, blocks: TpuBlocks) -> str | None:
+    needed, there = tpu_vmem_bytes(spec, blocks), CHIPS[spec.chip or ""].vmem or 0
+    if needed <= there:
+        return None
+    return f"blocks of {blocks.rows} x {blocks.outputs} take {needed} bytes of vector memory at K={spec.k}: {spec.chip} has {there}"
 
 
 def ternary_matmul(x: jax.Array, w: PackedTernary, x_scale: jax.Array | None, out_dtype: Any, config: TpuConfig | None = None) -> jax.Array:
@@ -81,7 +85,7 @@ def quantize_and_multiply(x: jax.Array, w: PackedTernary | PackedLayer, out_dtyp
         NotImplementedError: the kernel does not support the call.
     """
     spec = arg_spec(x, w, out_dtype, config or TpuConfig())
-    platform = spec.platform if config and config.chip else jax.default_backend()
+    platform = spec.platform if config and config.chip else default_device().platform
     kind = "bfloat16" if spec.x_dtype == "float32" else spec.x_dtype  # its products would be rounded; here they are of codes
     if (reason := supported(dataclasses.replace(spec, platform=platform, x_dtype=kind))) is not None or spec.x_dtype == "int8":
         raise NotImplementedError(f"mosaic_tpu: {reason or 'activations in int8 are quantised already'}")
@@ -112,6 +116,8 @@ def _product(
     config = config or TpuConfig()
     spec = arg_spec(x, w, out_dtype, config)
     blocks = tpu_blocks(spec, config)
+    if (reason := _does_not_fit(spec, blocks)) is not None:  # of blocks that a config names, or of rows that are wider than their codes
+        raise NotImplementedError(f"mosaic_tpu: {reason}")
     if isinstance(w, PackedLayer):
         stack, layer = w.stack, jnp.clip(w.layer, 0, w.stack.codes.shape[0] - 1)
     else:
@@ -182,7 +188,7 @@ def arg_spec(x: jax.Array, w: PackedTernary | PackedLayer, out_dtype: Any, confi
         encoding=w.encoding,
         group=w.group,
         platform="tpu",
-        chip=config.chip or chip_name(jax.devices()[0].device_kind),
+        chip=config.chip or chip_name(default_device().device_kind),
     )
 
 

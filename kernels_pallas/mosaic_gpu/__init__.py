@@ -54,7 +54,7 @@ def supported(spec: ArgSpec) -> str | None:
         return f"out_dtype={spec.out_dtype} must be float32, bfloat16 or float16"
     if spec.platform != "gpu":
         return f"platform={spec.platform} must be gpu, an NVIDIA one of the Hopper generation"
-    capability = _CAPABILITIES.get(spec.chip or "") or str(getattr(jax.devices()[0], "compute_capability", "unknown"))
+    capability = _CAPABILITIES.get(spec.chip or "") or str(getattr(default_device(), "compute_capability", "unknown"))
     if capability == "9.0":
         return None
     age = "newer" if re.fullmatch(r"1\d\.\d", capability) else "older" if re.fullmatch(r"[1-8]\.\d", capability) else "other"

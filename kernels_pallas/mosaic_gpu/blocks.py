@@ -4,10 +4,9 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import numpy as np
 
-from kernels_pallas.arg_specs import CHIPS, ArgSpec
+from kernels_pallas.arg_specs import CHIPS, ArgSpec, default_device
 from kernels_pallas.block_config import tuned
 from kernels_pallas.packing import bytes_per_row
 
@@ -67,8 +66,8 @@ def blocks(spec: ArgSpec, config: GpuConfig | None = None) -> GpuConfig:
     if config.rows:
         return config
     found = None
-    if config.chip is None and jax.default_backend() == "gpu":
-        found = tuned("mosaic_gpu", spec, jax.devices()[0].device_kind, GpuConfig)
+    if config.chip is None and default_device().platform == "gpu":
+        found = tuned("mosaic_gpu", spec, default_device().device_kind, GpuConfig)
     return dataclasses.replace(found or rule(spec), chip=config.chip, interpret=config.interpret)
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas import Encoding, pack
-from kernels_pallas.arg_specs import CHIPS, DECODE_ROWS, MATRICES, PREFILL_ROWS, ArgSpec, chip_name, cost, floor_us, named
+from kernels_pallas.arg_specs import CHIPS, DECODE_ROWS, MATRICES, PREFILL_ROWS, ArgSpec, chip_name, cost, default_device, floor_us, named
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,12 @@ def test_rates_of_tpus_are_those_that_jax_has(name: str) -> None:
 )
 def test_a_device_is_known_by_its_kind(kind: str, name: str | None) -> None:
     assert chip_name(kind) == name
+
+
+def test_the_default_device_is_the_one_that_was_chosen() -> None:
+    last = jax.devices()[-1]
+    assert default_device() == jax.devices()[0]
+    with jax.default_device(last):
+        assert default_device() == last
+    with jax.default_device("cpu"):
+        assert default_device().platform == "cpu"

@@ -1,6 +1,7 @@
 """Tuning: candidates that fit, a file that grows call by call, and what is said where nothing can be tuned."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ def test_a_machine_without_an_accelerator_is_told_so(capsys: pytest.CaptureFixtu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("program", [autotune.main, bench.main])
+def test_no_rows_are_refused(program: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program(["--rows", "4", "0", *(["--smoke", "--json", str(tmp_path / "out.json")] if program is bench.main else [])])
+    assert "--rows 0: must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_benchmark_works_and_says_that_a_smoke_run_means_nothing(tmp_path: Path) -> None:
     path = tmp_path / "results" / "cpu.json"
@@ -98,6 +106,7 @@ def test_the_benchmark_works_and_says_that_a_smoke_run_means_nothing(tmp_path: P
     assert set(content["calls"]) == {"smoke/1", "smoke/16"}
     for found in content["calls"].values():
         assert found["exact"]
+        assert found["ours"] == "xla"
         assert set(found["microseconds"]) == {"ours", "xla", "bf16", "int8"}
 
 

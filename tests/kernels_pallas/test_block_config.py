@@ -94,7 +94,11 @@ def test_measured_blocks_serve_every_m_up_to_their_own(folder: Path) -> None:
         ("{", "is not a file of tuned blocks"),
         ("[]", "is not a file of tuned blocks"),
         ('{"mosaic_tpu": [{"m": 1}]}', "an entry must have m, k, n, x_dtype and blocks"),
+        ('{"mosaic_tpu": 5}', "is not a file of tuned blocks"),
+        ('{"mosaic_tpu": [7]}', "is not a file of tuned blocks"),
+        (json.dumps({"mosaic_tpu": [{**entry(16), "m": "x"}]}), "m must be a whole number"),
         (json.dumps({"mosaic_tpu": [entry(16, blocks={"rows": 7})]}), "rows=7 must be a positive multiple of 32"),
+        (json.dumps({"mosaic_tpu": [entry(16, blocks={"columns": 128})]}), r"columns must be of \['outputs', 'rows'\]"),
     ],
 )
 def test_a_file_that_is_wrong_is_an_error(folder: Path, text: str, message: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 from typing import Any
 
 import jax
@@ -87,6 +88,7 @@ def test_sums_are_exact_at_the_extremes(value: int, fill: int, on: dict) -> None
     assert np.array_equal(np.asarray(call(x, w, TpuConfig(**on), ones)), np.full((m, n), k * value * fill))
 
 
+@pytest.mark.slow  # a thousand products of 128 columns in a row are compiled where there is no int8
 def test_sums_beyond_sixteen_million_are_rounded_once(on: dict) -> None:
     k = 131_072 + 257
     w = dataclasses.replace(matrix(k, 2, fill=1), scale=jnp.ones((), jnp.float32))
@@ -261,9 +263,9 @@ def test_the_kernel_that_runs_is_named_in_the_program(chip: str, operand: str) -
 
 def test_without_a_name_a_tpu_gets_the_kernel_where_it_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     w, x, x_scale = matrix(40, 3), activations(2, 40), steps(2)
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    monkeypatch.setattr("kernels_pallas.api.chip_name", lambda kind: "v5e")
-    monkeypatch.setattr("kernels_pallas.mosaic_tpu.chip_name", lambda kind: "v5e")
+    device = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    monkeypatch.setattr("kernels_pallas.api.default_device", lambda: device)
+    monkeypatch.setattr("kernels_pallas.mosaic_tpu.default_device", lambda: device)
     plain = functools.partial(ternary_matmul, out_dtype=jnp.float32)
     assert "name=ternary_matmul_tpu_int8" in str(jax.make_jaxpr(lambda: plain(x, w, x_scale=x_scale))())
     assert "ternary_matmul_tpu" not in str(jax.make_jaxpr(lambda: plain(x.astype(jnp.float32), w))())
@@ -288,7 +290,7 @@ def test_every_named_call_fits_in_vector_memory(chip: str) -> None:
         ({"out_dtype": "float8_e4m3fn"}, "out_dtype=float8_e4m3fn must be float32, bfloat16 or float16"),
         ({"x_dtype": "float32"}, "activations in float32"),
         ({"k": 1 << 18}, "K=262144 must be at most 262016"),
-        ({"chip": "v4", "k": 200_000}, "bytes of vector memory at K=200000: v4 has less"),
+        ({"chip": "v4", "k": 200_000}, "bytes of vector memory at K=200000: v4 has 16777216"),
     ],
 )
 def test_what_is_not_supported_is_named(change: dict, reason: str) -> None:
@@ -299,6 +301,12 @@ def test_what_is_not_supported_is_named(change: dict, reason: str) -> None:
 def test_a_call_without_a_tpu_says_so() -> None:
     with pytest.raises(NotImplementedError, match="mosaic_tpu: it needs a TPU, or a config that names one"):
         ternary_matmul(activations(2, 40), matrix(40, 3), x_scale=steps(2), out_dtype=jnp.float32, implementation="mosaic_tpu")
+
+
+def test_blocks_that_a_config_names_must_fit_too() -> None:
+    w, config = matrix(40_000, 3), TpuConfig(chip="v4", rows=512, interpret=True)
+    with pytest.raises(NotImplementedError, match=r"mosaic_tpu: blocks of 512 x 128 take \d+ bytes of vector memory at K=40000: v4 has 16777216"):
+        ternary_matmul(activations(512, 40_000), w, x_scale=steps(512), out_dtype=jnp.float32, implementation="mosaic_tpu", config=config)
 
 
 def test_what_the_quantising_form_does_not_do_is_named() -> None:
