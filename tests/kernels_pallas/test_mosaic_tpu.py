@@ -305,7 +305,7 @@ def test_a_call_without_a_tpu_says_so() -> None:
 
 def test_blocks_that_a_config_names_must_fit_too() -> None:
     w, config = matrix(40_000, 3), TpuConfig(chip="v4", rows=512, interpret=True)
-    with pytest.raises(NotImplementedError, match=r"mosaic_tpu: blocks of 512 x 128 take \d+ bytes of vector memory at K=40000: v4 has 16777216"):
+    with pytest.raises(NotImplementedError, match=r"blocks of 512 x 128 take \d+ bytes of vector memory at K=40000: v4 has 16777216"):
         ternary_matmul(activations(512, 40_000), w, x_scale=steps(512), out_dtype=jnp.float32, implementation="mosaic_tpu", config=config)
 
 
