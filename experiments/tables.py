@@ -82,7 +82,10 @@ def throughput() -> str:
             device = f"{start['device']['kind']}, {start['cores']} cores"
             quartiles = f"{ratio['quartiles'][0]:.2f}–{ratio['quartiles'][1]:.2f}"
             paces = f"{pace['bitnet']:,.0f} | {pace['twin']:,.0f}"
-            int8 = f"{facts['int8_ratio']['median']:.2f}" if "int8_ratio" in facts else "not run"
+            int8 = "not run"
+            if "int8_ratio" in facts:
+                low, high = facts["int8_ratio"]["quartiles"]
+                int8 = f"{facts['int8_ratio']['median']:.2f} ({low:.2f}–{high:.2f})"
             lines.append(f"| {preset} | {device} | {ratio['median']:.2f} | {quartiles} | {paces} | {goal} | {int8} |")
     return "\n".join(lines)
 
