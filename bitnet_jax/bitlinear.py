@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bitnet_jax import cpu, dot
+from bitnet_jax import cpu, dot, partition
 from bitnet_jax.array_types import Array, Float, Float32
-from bitnet_jax.config import ActivationQuantizer, Arithmetic, Linear, ModelConfig, NormKind, NormPlacement, WeightQuantizer
+from bitnet_jax.config import ActivationQuantizer, Arithmetic, Gather, Linear, ModelConfig, NormKind, NormPlacement, WeightQuantizer
 from bitnet_jax.errors import UserError
 from bitnet_jax.norms import normalize
 from kernels_pallas import PackedLayer, PackedTernary
@@ -28,12 +28,14 @@ class BitLinear(nn.Module):
         implementation: name of the `ternary_matmul` implementation for packed weights; None chooses, and "xla" also stands for the
             products of weights that are not packed.
         native: whether this is inference beside the CPU's native library: latent weights then give the bits that packed ones do.
+        gather: what of latent weights travels where they are cut up over devices.
     """
 
     features: int
     config: ModelConfig
     implementation: str | None = None
     native: bool = False
+    gather: Gather = Gather.LATENT
 
     @nn.compact
     def kernel(self, x: Float[Array, "... K"] | dot.Activations) -> Float[Array, "K N"] | PackedTernary | PackedLayer:
@@ -71,20 +73,20 @@ def products(x: Float[Array, "... K"] | dot.Activations, layers: Sequence[BitLin
         raise UserError(f"implementation={implementation!r} is for packed weights: not all of {_names(layers)} are packed")
     outs = iter(dot.packed(x, packed, config.quant, implementation) if packed else ())
     return [
-        next(outs) if isinstance(kernel, PackedTernary | PackedLayer) else _product(x, kernel, config, layers[0].native)
-        for kernel in kernels
+        next(outs) if isinstance(kernel, PackedTernary | PackedLayer) else _product(x, kernel, layer)
+        for layer, kernel in zip(layers, kernels, strict=True)
     ]
 
 
-def _product(
-    x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K N"], config: ModelConfig, native: bool
-) -> Float[Array, "... N"]:
-    if native and _rounds(config):
+def _product(x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K N"], layer: BitLinear) -> Float[Array, "... N"]:
+    config = layer.config
+    if layer.native and _rounds(config):
         return dot.rounded(x, kernel, config.quant)
     assert not isinstance(x, dot.Activations)
+    placement = partition.placement("/".join((*layer.path, "kernel")), layer.gather)
     if config.linear is Linear.FULL:
-        return dot.full(x, kernel)
-    return dot.quantized(x, kernel, config.quant)
+        return dot.full(x, kernel, placement=placement)
+    return dot.quantized(x, kernel, config.quant, placement)
 
 
 def normalized(

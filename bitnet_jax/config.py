@@ -96,6 +96,14 @@ class DType(enum.Enum):
     BFLOAT16 = "bfloat16"
 
 
+class Gather(enum.Enum):
+    """What travels of a ternary matrix that is cut up over devices, when it is multiplied. The results are the same."""
+
+    LATENT = "latent"  # the latent weights forward, their codes backward
+    INT8 = "int8"  # weights are quantised where they lie; a byte for each code travels
+    TWO_BIT = "two_bit"  # likewise, a byte for four codes
+
+
 class Schedule(enum.Enum):
     """Shapes of learning rate and weight decay over the run. Equations: `training/schedules.py`."""
 
@@ -318,6 +326,27 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How a run is divided among devices. It changes the rounding of sums and nothing else, so a resumed run may change it."""
+
+    data: int = 1
+    """Groups of devices that share the batch and each hold all parameters."""
+    fsdp: int | None = None
+    """Devices that share the batch, and among which parameters, gradients and moments are cut up; none is all that the others leave."""
+    tensor: int = 1
+    """Devices that share the features of each layer; every cut size of the model must be a multiple of it."""
+    sequence: int = 1
+    """Devices that share the positions of a window; seq_len must be a multiple of it."""
+    gather: Gather = Gather.LATENT
+    """What of the ternary weights travels among the devices of `fsdp`."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("data", "tensor", "sequence") + (() if self.fsdp is None else ("fsdp",)):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """What a run shows and keeps. Nothing here changes a number of the run, so a resumed run may change it."""
 
@@ -346,8 +375,8 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. What decides its numbers must be the same when it is resumed: all but `output`, `data.cache_dir` and the policy
-    on non-finite steps."""
+    """One training run. What decides its numbers must be the same when it is resumed: all but `output`, `mesh`, `data.cache_dir` and
+    the policy on non-finite steps."""
 
     model: ModelConfig
     """The model."""
@@ -357,6 +386,8 @@ class TrainConfig:
     """Optimiser and schedules."""
     output: OutputConfig = field(default_factory=OutputConfig)
     """Logs and checkpoints."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Devices."""
     steps: int = 1000
     """Optimiser steps of the whole run."""
     batch_size: int = 16
@@ -385,6 +416,14 @@ class TrainConfig:
             self.data.seq_len <= self.model.max_seq_len,
             f"seq_len={self.data.seq_len} must be at most the model's max_seq_len={self.model.max_seq_len}",
         )
+        if self.mesh.gather is not Gather.LATENT:
+            quant = self.model.quant
+            ternary = self.model.linear is Linear.BIT and quant.weight is not WeightQuantizer.NONE
+            _require(
+                ternary and quant.arithmetic is not Arithmetic.FAKE,
+                f"gather={self.mesh.gather.value} sends the codes of ternary weights: must be latent for linear={self.model.linear.value} "
+                f"with weight={quant.weight.value} and arithmetic={quant.arithmetic.value}",
+            )
         _require(self.optimizer.warmup_steps < self.steps, f"warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}")
 
 
@@ -418,7 +457,7 @@ def _require(condition: bool, message: str) -> None:
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
-Config = TypeVar("Config", QuantConfig, ModelConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig)
+Config = TypeVar("Config", QuantConfig, ModelConfig, DataConfig, OptimizerConfig, MeshConfig, OutputConfig, TrainConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -11,32 +11,44 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bitnet_jax import cpu, quant
+from bitnet_jax import cpu, partition, quant
 from bitnet_jax.array_types import Array, Float, Float32, Int8, Shaped
-from bitnet_jax.config import ActivationQuantizer, Arithmetic, QuantConfig, WeightQuantizer
+from bitnet_jax.config import ActivationQuantizer, Arithmetic, Gather, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import UserError
+from bitnet_jax.partition import Placement
 from kernels_pallas import IMPLEMENTATIONS, PackedLayer, PackedTernary, ternary_matmuls
 
 
-def full(x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None) -> Float[Array, "... N"]:
-    """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`)."""
-    return _two_rows(_product, x, kernel).astype(out_dtype or x.dtype)
+def full(
+    x: Float[Array, "... K"], kernel: Float[Array, "K N"], out_dtype: Any = None, placement: Placement | None = None
+) -> Float[Array, "... N"]:
+    """x @ kernel on operands in the type of `x`, summed in float32, in `out_dtype` (None: the type of `x`).
+
+    `placement` says how the kernel is cut up over devices.
+    """
+    return _two_rows(lambda x, w: _product(x, w, placement), x, kernel).astype(out_dtype or x.dtype)
 
 
-def tied(x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = None) -> Float[Array, "... V"]:
+def tied(
+    x: Float[Array, "... D"], table: Float[Array, "V D"], out_dtype: Any = None, placement: Placement | None = None
+) -> Float[Array, "... V"]:
     """x @ table^T, as `full`: the head where it is the embedding."""
-    return _two_rows(_transposed_product, x, table).astype(out_dtype or x.dtype)
+    return _two_rows(lambda x, w: _transposed_product(x, w, placement), x, table).astype(out_dtype or x.dtype)
 
 
-def quantized(x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig) -> Float[Array, "... N"]:
+def quantized(
+    x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig, placement: Placement | None = None
+) -> Float[Array, "... N"]:
     """The product of quantised activations and quantised weights, with straight-through gradients to both.
 
     `INTEGER` and `INT8`: y = (codes_x @ codes_w) * (scale_x * scale_w). `FAKE`: y = (codes_x / s_x) @ (codes_w * scale_w).
     Equal up to rounding; the first two are the same bits (sums below 2^24, K up to 131,072), and those of packed inference.
+
+    `placement` says how the kernel is cut up over devices and what of it travels; it changes no code and no scale.
     """
     if config.arithmetic is not Arithmetic.FAKE and config.weight is not WeightQuantizer.NONE:
-        return _integer(x, kernel, config)
-    w = quant.fake_quantize_weights(kernel, config)
+        return _integer(x, kernel, config, placement)
+    w = quant.fake_quantize_weights(partition.gathered(kernel, placement), config)
     return full(quant.fake_quantize_activations(x, config), w)
 
 
@@ -127,46 +139,53 @@ def _weight_gradient(x: Float[Array, "... K"], gradient: Float[Array, "... N"]) 
     return jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _product(x, w):
-    return _matmul(x, w.astype(x.dtype))
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, w, placement):
+    return _matmul(x, partition.gathered(w.astype(x.dtype), placement))
 
 
-def _product_backward(kept, gradient):
+def _product_backward(placement, kept, gradient):
     # Written out because autodiff would make the weight gradient as [N, K] and transpose it, at half the speed on a CPU.
     x, w = kept
     gradient = gradient.astype(x.dtype)
-    return _input_gradient(gradient, w.astype(x.dtype)).astype(x.dtype), _weight_gradient(x, gradient).astype(w.dtype)
+    dx = _input_gradient(gradient, partition.gathered(w.astype(x.dtype), placement))
+    return dx.astype(x.dtype), partition.stored(_weight_gradient(x, gradient), placement).astype(w.dtype)
 
 
-_product.defvjp(lambda x, w: (_product(x, w), (x, w)), _product_backward)
+_product.defvjp(lambda x, w, placement: (_product(x, w, placement), (x, w)), _product_backward)
 
 
-@jax.custom_vjp
-def _transposed_product(x, table):
-    return _input_gradient(x, table.astype(x.dtype))
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _transposed_product(x, table, placement):
+    return _input_gradient(x, partition.gathered(table.astype(x.dtype), placement))
 
 
-def _transposed_product_backward(kept, gradient):
+def _transposed_product_backward(placement, kept, gradient):
     # Not `_product` of a transposed table: its gradient would be transposed too, a product that XLA:CPU lacks in bfloat16.
     x, table = kept
     gradient = gradient.astype(x.dtype)
-    return _matmul(gradient, table.astype(x.dtype)).astype(x.dtype), _weight_gradient(gradient, x).astype(table.dtype)
+    dx = _matmul(gradient, partition.gathered(table.astype(x.dtype), placement))
+    return dx.astype(x.dtype), partition.stored(_weight_gradient(gradient, x), placement).astype(table.dtype)
 
 
-_transposed_product.defvjp(lambda x, table: (_transposed_product(x, table), (x, table)), _transposed_product_backward)
+_transposed_product.defvjp(lambda x, table, placement: (_transposed_product(x, table, placement), (x, table)), _transposed_product_backward)
 
 
 # --- the integer product with straight-through gradients -------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _integer(x, kernel, config):
-    return _integer_forward(x, kernel, config)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _integer(x, kernel, config, placement):
+    return _integer_forward(x, kernel, config, placement)[0]
 
 
-def _integer_forward(x, kernel, config):
-    weights = quant.quantize_weights(kernel, config)
+def _integer_forward(x, kernel, config, placement):
+    if placement is None or placement.gather is Gather.LATENT:
+        weights = quant.quantize_weights(partition.gathered(kernel, placement), config)
+        whole = weights.codes
+    else:
+        weights = quant.quantize_weights(partition.stored(kernel, placement), config)
+        whole = partition.gathered_codes(weights.codes.astype(jnp.int8), placement)
     if config.activation is ActivationQuantizer.NONE:
         activations, operand = None, x
     else:
@@ -174,7 +193,7 @@ def _integer_forward(x, kernel, config):
         operand = activations.codes
     # Integers up to 128 are exact in bfloat16 too.
     kind, accumulator = (jnp.int8, jnp.int32) if config.arithmetic is Arithmetic.INT8 else (x.dtype, jnp.float32)
-    operand, codes = operand.astype(kind), weights.codes.astype(kind)
+    operand, codes = operand.astype(kind), whole.astype(kind)
     if config.weight_group is None:
         y = _matmul(operand, codes, accumulator).astype(jnp.float32)
         scale = weights.scale.reshape(())
@@ -185,17 +204,18 @@ def _integer_forward(x, kernel, config):
         sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=accumulator)
         y = jnp.sum(sums.astype(jnp.float32) * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
         y = y if activations is None else y * activations.scale
-    # int8 residuals: a quarter of the bytes of what is multiplied
+    # int8 residuals: a quarter of the bytes of what is multiplied. The weights' are cut up again, as the latent ones are.
     kept_x = x if activations is None else (activations.codes.astype(jnp.int8), activations.scale)
-    return y.astype(x.dtype), (kept_x, weights.codes.astype(jnp.int8), weights.scale)
+    return y.astype(x.dtype), (kept_x, partition.stored(weights.codes.astype(jnp.int8), placement), weights.scale)
 
 
-def _integer_backward(config, kept, gradient):
+def _integer_backward(config, placement, kept, gradient):
     kept_x, codes_w, scale_w = kept
     dtype = gradient.dtype
+    codes_w = partition.gathered_codes(codes_w, placement)
     w = quant.dequantize_weights(quant.Quantized(codes_w.astype(jnp.float32), scale_w)).astype(dtype)
     x = kept_x if not isinstance(kept_x, tuple) else (kept_x[0].astype(jnp.float32) * kept_x[1]).astype(dtype)
-    return _input_gradient(gradient, w).astype(dtype), _weight_gradient(x, gradient)
+    return _input_gradient(gradient, w).astype(dtype), partition.stored(_weight_gradient(x, gradient), placement)
 
 
 _integer.defvjp(_integer_forward, _integer_backward)

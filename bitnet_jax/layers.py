@@ -10,7 +10,7 @@ from bitnet_jax import cpu
 from bitnet_jax.array_types import Array, Float, Int32, Keys, Positions, Queries, Values
 from bitnet_jax.bitlinear import BitLinear, normalized, products
 from bitnet_jax.config import FeedForward as FeedForwardKind
-from bitnet_jax.config import ModelConfig, NormPlacement
+from bitnet_jax.config import Gather, ModelConfig, NormPlacement
 from bitnet_jax.dot import Activations
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -78,6 +78,7 @@ class Attention(nn.Module):
     config: ModelConfig
     implementation: str | None = None
     native: bool = False
+    gather: Gather = Gather.LATENT
 
     @nn.compact
     def __call__(
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         counts = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
         def linear(name: str, features: int) -> BitLinear:
-            return BitLinear(features, config, self.implementation, self.native, name=name)
+            return BitLinear(features, config, self.implementation, self.native, self.gather, name=name)
 
         linears = [linear(name, count * config.head_dim) for name, count in counts.items()]
         q, k, v = (y.reshape(batch, time, -1, config.head_dim) for y in products(x, linears))
@@ -139,13 +140,14 @@ class FeedForward(nn.Module):
     config: ModelConfig
     implementation: str | None = None
     native: bool = False
+    gather: Gather = Gather.LATENT
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"] | Activations) -> Float[Array, "... D"]:
         config = self.config
 
         def linear(name: str, features: int) -> BitLinear:
-            return BitLinear(features, config, self.implementation, self.native, name=name)
+            return BitLinear(features, config, self.implementation, self.native, self.gather, name=name)
 
         gated = config.ffn is not FeedForwardKind.GELU
         ups = products(x, [linear(name, config.ffn_size) for name in (("up", "gate") if gated else ("up",))])

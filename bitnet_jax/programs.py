@@ -25,7 +25,11 @@ class Program:
         """The function compiled for arguments like these, and the seconds that took: next to nothing the second time."""
         begun = time.perf_counter()
         leaves, structure = jax.tree.flatten(args)
-        key = structure, tuple((jax.typeof(leaf), getattr(leaf, "format", None)) for leaf in leaves)  # sharding and layout
+        key = (
+            jax.sharding.get_abstract_mesh(),
+            structure,
+            tuple((jax.typeof(leaf), getattr(leaf, "format", None)) for leaf in leaves),
+        )  # sharding and layout
         if key not in self._compiled:
             self._compiled[key] = self._jitted.lower(*args).compile()
         return self._compiled[key], time.perf_counter() - begun

@@ -10,9 +10,9 @@ import numpy as np
 from flax import linen as nn
 from jax.core import Tracer
 
-from bitnet_jax import cpu, dot
+from bitnet_jax import cpu, dot, partition
 from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
-from bitnet_jax.config import Layers, ModelConfig, NormPlacement, Remat
+from bitnet_jax.config import Gather, Layers, ModelConfig, NormPlacement, Remat
 from bitnet_jax.errors import UserError
 from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
 from kernels_pallas import PackedLayer, PackedTernary
@@ -75,6 +75,7 @@ class Block(nn.Module):
     config: ModelConfig
     implementation: str | None = None
     native: bool = False
+    gather: Gather = Gather.LATENT
 
     @nn.compact
     def __call__(self, carry, layer: Int32[Array, ""], positions: Positions):
@@ -84,9 +85,10 @@ class Block(nn.Module):
         def norm(name: str, x: Hidden) -> Hidden | dot.Activations:
             return x if config.norm is NormPlacement.INSIDE else Norm(config, self.native, name=name)(x)
 
-        out, cache = Attention(config, self.implementation, self.native, name="attn")(norm("attn_norm", x), positions, cache, layer)
-        x = x + out
-        x = x + FeedForward(config, self.implementation, self.native, name="ffn")(norm("ffn_norm", x))
+        how = self.implementation, self.native, self.gather
+        out, cache = Attention(config, *how, name="attn")(norm("attn_norm", x), positions, cache, layer)
+        x = partition.hidden(x + out)
+        x = partition.hidden(x + FeedForward(config, *how, name="ffn")(norm("ffn_norm", x)))
         return (x, cache), None
 
 
@@ -100,10 +102,12 @@ class Transformer(nn.Module):
         implementation: name of the `ternary_matmul` implementation for packed weights; None chooses. On a CPU, where it is None or
             "native", attention over a cache and the vocabulary product of a few rows are the native library's too, if it is there.
             What JAX traces on a CPU for another platform, as `jax.export` does, must name "xla".
+        gather: what of latent weights travels where they are cut up over devices, inside a mesh as in `partition`.
     """
 
     config: ModelConfig
     implementation: str | None = field(default=None, kw_only=True)
+    gather: Gather = field(default=Gather.LATENT, kw_only=True)
 
     @nn.compact
     def __call__(self, tokens: Tokens, cache: KVCache | None = None, last: Lengths | None = None) -> Output:
@@ -121,7 +125,7 @@ class Transformer(nn.Module):
         positions = start[:, None] + jnp.arange(time, dtype=jnp.int32)[None, :]
 
         embedding = Embedding(config, name="embed")()
-        x = embedding[tokens].astype(config.dtype.value)
+        x = partition.hidden(partition.gathered_table(embedding)[tokens].astype(config.dtype.value))
         kept = None if cache is None else (cache.k, cache.v)
         native = cache is not None and cpu.runs(self.implementation)
         x, kept = self._blocks((x, kept), positions, native)
@@ -134,7 +138,8 @@ class Transformer(nn.Module):
             logits = product(hidden.reshape(-1, hidden.shape[-1]), head.astype(hidden.dtype))
             logits = logits.reshape(*hidden.shape[:2], -1).astype(config.logits_dtype.value)
         else:
-            logits = (dot.tied if config.tie_embeddings else dot.full)(hidden, head, config.logits_dtype.value)
+            product, path = (dot.tied, "embed/embedding") if config.tie_embeddings else (dot.full, "head/kernel")
+            logits = partition.logits(product(hidden, head, config.logits_dtype.value, partition.placement(path)))
         if cache is not None and kept is not None:
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
         return Output(logits, cache, hidden)
@@ -148,15 +153,15 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=config.layers is Layers.LOOP, policy=policy)
         if config.layers is Layers.LOOP:
             for i in range(config.num_layers):
-                carry, _ = block(config, self.implementation, native, name=f"block_{i}")(carry, jnp.int32(i), positions)
+                carry, _ = block(config, self.implementation, native, self.gather, name=f"block_{i}")(carry, jnp.int32(i), positions)
             return carry
         if self.has_variable("params", "blocks"):
             stacked = self.get_variable("params", "blocks")
             if any(isinstance(leaf, PackedTernary) for leaf in jax.tree.leaves(stacked, is_leaf=_is_packed)):
-                return _packed_blocks(Block(config, self.implementation, native, parent=None), stacked, carry, positions)
+                return _packed_blocks(Block(config, self.implementation, native, self.gather, parent=None), stacked, carry, positions)
         axes: Any = (0, nn.broadcast)  # declared as one int
         scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=axes)
-        carry, _ = scanned(config, self.implementation, native, name="blocks")(
+        carry, _ = scanned(config, self.implementation, native, self.gather, name="blocks")(
             carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions
         )
         return carry

@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("config",),
     ("presets", "array_types", "costs", "data", "programs", "memory", "orbax_errors"),
-    ("sums", "norms", "compilation"),
+    ("sums", "norms", "compilation", "partition"),
     ("quant",),
     ("cpu",),
     ("dot",),

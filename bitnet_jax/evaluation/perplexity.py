@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bitnet_jax import partition
 from bitnet_jax.array_types import Array, Float32, Tokens
 from bitnet_jax.config import ModelConfig
 from bitnet_jax.errors import RunError, UserError
@@ -122,7 +123,9 @@ def perplexity(
     count = _count(len(tokens), window, stride)
     if batch_size is None:
         batch_size = max(1, min(count, _LOGITS // (time_steps * config.vocab_size)))
-    program, params = _program(config.for_inference, implementation), jax.device_put(params)
+    # What lies on devices already stays there: arrays of several processes can only be moved by all of them.
+    params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), params)
+    program = _program(config.for_inference, implementation)
     total = _Total(len(tokens) - 1, progress)
     run, compile_seconds, waiting = None, 0.0, None
     begun = time.perf_counter()
@@ -234,4 +237,4 @@ def _losses(model: Transformer, params: Any, inputs: Tokens, targets: Tokens) ->
     logits = cast(Output, model.apply({"params": params}, inputs)).logits.astype(jnp.float32)
     counted = targets != _UNSCORED
     picked = jnp.take_along_axis(logits, jnp.where(counted, targets, 0)[..., None], -1)[..., 0]
-    return jnp.where(counted, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+    return partition.everywhere(jnp.where(counted, jax.nn.logsumexp(logits, -1) - picked, 0.0))

@@ -1,6 +1,8 @@
 """The training loop: compile once, dispatch a step, fetch the numbers of the one before, log, evaluate, save, resume."""
 
+import contextlib
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from bitnet_jax import costs
 from bitnet_jax.config import NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
-from bitnet_jax.training import codes, run_directory
+from bitnet_jax.training import codes, distributed, run_directory, sharding
 from bitnet_jax.training.checkpoints import Checkpoints
 from bitnet_jax.training.logs import Line, Logs
 from bitnet_jax.training.optimizer import Optimizer, Params, make_optimizer
@@ -29,7 +32,7 @@ class Data(Protocol):
     """An endless iterator over batches that can be put back where it was."""
 
     def __next__(self) -> Batch:
-        """The next batch, of [batch_size, seq_len]."""
+        """The next batch, of [batch_size, seq_len]; in a run of several processes, the rows of this one (`sharding.rows`)."""
         ...
 
     def get_state(self) -> Any:
@@ -102,44 +105,62 @@ def train(
         reporter: is told what happens; None passes warnings to `logging`.
         resume: False refuses a folder that holds a run.
 
+    The devices of all processes that have joined (`distributed.join`) form the mesh of `config.mesh`. Every process calls this with the
+    same arguments, but for `data`; the folder is one that all of them see.
+
     Raises:
-        UserError: `directory` is not a run's, is in use, differs in its configuration or has only damaged checkpoints, or a batch does
-            not fit the configuration.
-        RunError: the disk is full, or too many steps were not finite; the last good checkpoint is kept.
+        UserError: `directory` is not a run's, is in use, differs in its configuration or has only damaged checkpoints, the mesh does not
+            fit the devices or the run, or a batch does not fit the configuration.
+        RunError: the disk is full, too many steps were not finite, or another process was lost; the last good checkpoint is kept.
     """
     reporter = Quiet() if reporter is None else reporter
     begun = time.perf_counter()
     optimizer = make_optimizer(config.optimizer, config.steps)
     try:
-        with run_directory.claim(directory), StopRequest() as stop:
-            run_directory.enter(directory, config, files or {}, resume)
-            with Checkpoints(directory / run_directory.CHECKPOINTS, config.output.keep_checkpoints) as checkpoints:
-                _check_memory(config)
-                init = jax.jit(lambda: init_run(config, optimizer))
-                restored = checkpoints.restore(jax.eval_shape(init), reporter.warned)
-                state, first = (init(), 0) if restored is None else (restored.state, restored.step)
-                if restored is not None:
-                    data.set_state(restored.data)
-                run_directory.record_start(directory, config, first, provenance or {})
-                parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-                reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
-                with Logs(directory, config, first) as logs:
-                    run = _Run(config, data, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
-                    run.non_finite = int(state.non_finite)
-                    if first < config.steps:
-                        run.go(state)
-                run.wait()
-                return run.summary(directory, time.perf_counter() - begun)
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check(config, sharding.sizes(config.mesh, jax.device_count()))
+        with contextlib.ExitStack() as held, sharding.inside(mesh):
+            distributed.led(lambda: held.enter_context(run_directory.claim(directory)))
+            stop = held.enter_context(StopRequest())
+            distributed.led(lambda: run_directory.enter(directory, config, files or {}, resume))
+            checkpoints = held.enter_context(Checkpoints(directory / run_directory.CHECKPOINTS, config.output.keep_checkpoints))
+            _check_memory(config)
+            target = sharding.place(jax.eval_shape(lambda: init_run(config, optimizer)), mesh)
+            restored = checkpoints.restore(target, reporter.warned)
+            if restored is None:
+                places = None if mesh is None else sharding.shardings(target)
+                state, first = jax.jit(lambda: init_run(config, optimizer), out_shardings=places)(), 0
+            else:
+                state, first = restored.state, restored.step
+                data.set_state(restored.data)
+            distributed.led(lambda: run_directory.record_start(directory, config, first, provenance or {}))
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
+            for path in sharding.uncut(target.params, mesh) if mesh is not None else ():
+                reporter.warned(f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}")
+            logs = held.enter_context(Logs(directory, config, first)) if distributed.leads() else None
+            run = _Run(config, data, mesh, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
+            run.non_finite = int(state.non_finite)
+            if first < config.steps:
+                run.go(state)
+            run.wait()
+            return run.summary(directory, time.perf_counter() - begun)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise distributed.lost(error) from error
     finally:
         reporter.closed()
 
 
 class _Pending(NamedTuple):
-    """A dispatched step whose numbers are still on the device; `counts` where it is to be logged."""
+    """A dispatched step whose numbers are still on the device; `counts` where it is to be logged, `signal` of any process if there are
+    several."""
 
     step: int
     metrics: StepMetrics
     counts: list[tuple[str, codes.CodeCounts]] | None
+    signal: jax.Array | None
 
 
 def median_pace(paces: Sequence[float]) -> float | None:
@@ -187,15 +208,19 @@ class _Run:
         self,
         config: TrainConfig,
         data: Data,
+        mesh: Mesh | None,
         optimizer: Optimizer,
         evaluate: Evaluate | None,
         reporter: Reporter,
         stop: StopRequest,
         checkpoints: Checkpoints,
-        logs: Logs,
+        logs: Logs | None,
         first: int,
     ) -> None:
         self.config, self.data, self.optimizer, self.evaluate = config, data, optimizer, evaluate
+        self.mesh, self.rows = mesh, sharding.rows(mesh, config.batch_size)
+        self.alone = jax.process_count() == 1
+        self.agreed: signal.Signals | None = None
         self.reporter, self.stop, self.checkpoints, self.logs = reporter, stop, checkpoints, logs
         self.first = self.step = first
         self.saved: int | None = None
@@ -213,7 +238,7 @@ class _Run:
         """Does the steps that are left, or those until a signal comes."""
         config, output = self.config, self.config.output
         begun = time.perf_counter()
-        train_step = compile_step(config, model_apply(config), self.optimizer, state, batch_spec(config))
+        train_step = compile_step(config, model_apply(config), self.optimizer, state, batch_spec(config, self.mesh))
         self.compile_seconds = time.perf_counter() - begun
         self.reporter.compiled(self.compile_seconds)
         if self.first % output.log_every == 0:  # else the codes of the last log are gone, and the first count of flips is null
@@ -221,11 +246,13 @@ class _Run:
         self.clock.start()
 
         pending: _Pending | None = None
-        while self.step < config.steps and self.stop.signal is None:
+        while self.step < config.steps and self.stopping is None:
             state, metrics = train_step(state, self._batch())
             self.step += 1
             done = self.step == config.steps
-            dispatched = _Pending(self.step, metrics, self._count_codes(state) if done or self.step % output.log_every == 0 else None)
+            caught = None if self.alone else distributed.everywhere(int(self.stop.signal or 0))
+            counts = self._count_codes(state) if done or self.step % output.log_every == 0 else None
+            dispatched = _Pending(self.step, metrics, counts, caught)
             self.reporter.advanced(self.step)
             if pending is not None:
                 self._settle(pending)
@@ -254,9 +281,14 @@ class _Run:
         self.save_seconds += time.perf_counter() - begun
 
     @property
+    def stopping(self) -> signal.Signals | None:
+        """The signal after which no step is begun: one that came to this process, or among several one that all know of."""
+        return self.stop.signal if self.alone else self.agreed
+
+    @property
     def stopped_by(self) -> str | None:
         """The signal that came during this start, in its last evaluation or save too: whoever sent it wants nothing begun after it."""
-        return self.stop.signal.name if self.stop.signal is not None else None
+        return self.stopping.name if self.stopping is not None else None
 
     def summary(self, directory: Path, seconds: float) -> Summary:
         return Summary(
@@ -278,12 +310,13 @@ class _Run:
             batch = next(self.data)
         except StopIteration:
             raise RunError(f"the data ended after step {self.step} of {self.config.steps}: it must be endless") from None
-        expected = batch_spec(self.config)
-        for name, spec in expected.items():
-            if name not in batch or np.shape(batch[name]) != spec.shape or batch[name].dtype != spec.dtype:
+        for name, spec in batch_spec(self.config).items():
+            shape = (spec.shape[0] // self.rows.count, spec.shape[1])
+            if name not in batch or np.shape(batch[name]) != shape or batch[name].dtype != spec.dtype:
                 found = f"{batch[name].dtype} {np.shape(batch[name])}" if name in batch else "missing"
-                raise UserError(f"{name} of batch {self.step + 1} is {found}: must be {spec.dtype} {spec.shape}, (batch_size, seq_len)")
-        return jax.device_put({name: batch[name] for name in expected})
+                each = "" if self.rows.count == 1 else f" / {self.rows.count} processes"
+                raise UserError(f"{name} of batch {self.step + 1} is {found}: must be {spec.dtype} {shape}, (batch_size{each}, seq_len)")
+        return sharding.place_batch({name: np.asarray(batch[name]) for name in batch_spec(self.config)}, self.mesh, self.rows)
 
     def _count_codes(self, state: TrainState) -> list[tuple[str, codes.CodeCounts]]:
         now = codes.snapshot(state.params, self.config.model)
@@ -294,6 +327,8 @@ class _Run:
     def _settle(self, pending: _Pending) -> None:
         """Waits for a step's numbers, holds the run to its policy on non-finite ones, and logs them where it is time to."""
         metrics = jax.device_get(pending.metrics)
+        if pending.signal is not None and (number := int(pending.signal)):
+            self.agreed = signal.Signals(number)
         self.loss, self.non_finite = float(metrics.loss), int(metrics.non_finite)
         if not metrics.finite:
             self._non_finite(pending.step, metrics)
@@ -318,7 +353,11 @@ class _Run:
             "flip_fraction": None if ternary is None or ternary.flips is None else ternary.flips / ternary.weights,
             "non_finite": self.non_finite,
         }
-        self.logs.write(line)
+        self._log(line)
+
+    def _log(self, line: Line) -> None:
+        if self.logs is not None:
+            self.logs.write(line)
         self.reporter.logged(line)
 
     def _non_finite(self, step: int, metrics: StepMetrics) -> None:
@@ -337,9 +376,7 @@ class _Run:
         assert self.evaluate is not None
         begun = time.perf_counter()
         self.evaluation = {name: float(value) for name, value in self.evaluate(state.params).items()}
-        line: Line = {"kind": "evaluation", "step": self.step, **self.evaluation}
-        self.logs.write(line)
-        self.reporter.logged(line)
+        self._log({"kind": "evaluation", "step": self.step, **self.evaluation})
         self.clock.pause(time.perf_counter() - begun)
 
     def _save(self, state: TrainState) -> None:
@@ -355,7 +392,7 @@ class _Run:
 def _check_memory(config: TrainConfig) -> None:
     """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
     needed = 16 * costs.parameters(config.model).total
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
         limit *= jax.device_count()
@@ -376,7 +413,7 @@ def init_run(config: TrainConfig, optimizer: Optimizer) -> TrainState:
 
 def model_apply(config: TrainConfig) -> Apply:
     """The model as a function of parameters and tokens [B, T] to logits [B, T, V]."""
-    model = Transformer(config.model)
+    model = Transformer(config.model, gather=config.mesh.gather)
 
     def apply(params: Params, tokens: jax.Array) -> jax.Array:
         output = model.apply({"params": params}, tokens)
@@ -386,9 +423,10 @@ def model_apply(config: TrainConfig) -> Apply:
     return apply
 
 
-def batch_spec(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch."""
-    spec = jax.ShapeDtypeStruct((config.batch_size, config.data.seq_len), jnp.int32)
+def batch_spec(config: TrainConfig, mesh: Mesh | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a batch, and where it lies on a mesh."""
+    place = None if mesh is None else sharding.batch_sharding(mesh)
+    spec = jax.ShapeDtypeStruct((config.batch_size, config.data.seq_len), jnp.int32, sharding=place)
     return {"tokens": spec, "targets": spec}
 
 

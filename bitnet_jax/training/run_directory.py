@@ -33,7 +33,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 _LOCK = ".lock"
-_MAY_DIFFER = ("output.", "data.cache_dir:", "non_finite:", "non_finite_limit:")  # they decide no number of a run that goes on
+_MAY_DIFFER = ("output.", "mesh.", "data.cache_dir:", "non_finite:", "non_finite_limit:")  # they decide no number of a run that goes on
 _PACKAGES = ("bitnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

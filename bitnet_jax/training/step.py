@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
+from jax.stages import Compiled
 
+from bitnet_jax import partition
 from bitnet_jax.array_types import Array, Float32, Int32
 from bitnet_jax.config import TrainConfig
 from bitnet_jax.training.losses import LossSums, count, loss_sums
@@ -128,15 +131,17 @@ def train_step(
     return new, metrics
 
 
-def compile_step(
-    config: TrainConfig, apply: Apply, optimizer: Optimizer, state: TrainState, batch: Batch
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+def compile_step(config: TrainConfig, apply: Apply, optimizer: Optimizer, state: TrainState, batch: Batch) -> Compiled:
     """`train_step` of this run, compiled for the shapes of `state` and `batch`; the state that goes in is donated.
 
-    Compiled ahead of time, so that a changed shape raises where jit would compile again without a word.
+    Compiled ahead of time, so that a changed shape raises where jit would compile again without a word. On a mesh, which surrounds the
+    call, the new state lies where `state` does, and the metrics are on every device.
     """
     step = partial(train_step, apply=apply, optimizer=optimizer, accumulation=config.accumulation, z_loss=config.z_loss)
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    places: Any = None
+    if partition.active():
+        places = jax.tree.map(lambda leaf: leaf.sharding, state), PartitionSpec()
+    return jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
 
 
 def _loss(params: Params, batch: Batch, *, apply: Apply, z_loss: float, total: jax.Array) -> tuple[jax.Array, LossSums]:
