@@ -21,6 +21,7 @@ import jax
 from bitnet_jax import orbax_errors
 from bitnet_jax.config import TrainConfig, to_dict
 from bitnet_jax.errors import RunError, UserError
+from bitnet_jax.training import distributed
 from bitnet_jax.training.checksums import checksums, json_digest
 from bitnet_jax.training.step import Params, TrainState
 
@@ -134,9 +135,8 @@ class Checkpoints:
         items, content = read
         step = content["step"]
         newer = [name for name in steps if name > step]
-        for name in newer:
-            _set_aside(self.directory / str(name))
         if newer:
+            distributed.led(lambda: [_set_aside(self.directory / str(name)) for name in newer])
             self._manager.reload()
         state = TrainState(params=items["params"], **items["optimizer"])
         return Restored(state, content["data"], content["config"], step)
@@ -196,7 +196,10 @@ def _read(manager: Any, step: int, targets: dict[str, Any]) -> tuple[dict[str, A
     import orbax.checkpoint as ocp
 
     restores = {name: ocp.args.StandardRestore(jax.tree.map(_placed, target)) for name, target in targets.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**restores, meta=ocp.args.JsonRestore()))
+    arguments = ocp.args.Composite(**restores, meta=ocp.args.JsonRestore())
+    restored, reason = orbax_errors.attempt(lambda: manager.restore(step, args=arguments))
+    if not distributed.agree(reason is None):  # each process reads its own part, and what follows needs all of them
+        raise ValueError(reason or "another process cannot read its part")
     content = restored.meta["content"]
     if json_digest(content) != restored.meta["digest"]:
         raise ValueError("meta does not match its digest")

@@ -73,7 +73,7 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def led(action: Callable[[], None]) -> None:
+def led(action: Callable[[], object]) -> None:
     """Runs `action` in the first process; what it raises is raised in every one.
 
     Raises:
@@ -97,6 +97,11 @@ def led(action: Callable[[], None]) -> None:
         raise error
     if got:
         raise (UserError if got[0] == "U" else RunError)(got[1:])
+
+
+def agree(well: bool) -> bool:
+    """Whether all processes are well; all call this at the same point, and wait for one another."""
+    return well if jax.process_count() == 1 else not int(everywhere(int(not well)))
 
 
 def everywhere(number: int) -> jax.Array:

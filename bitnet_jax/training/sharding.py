@@ -1,6 +1,7 @@
 """The devices of a run: the mesh they form, and where on it a run's state and batches lie. Which parameter is cut up how: `partition`."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -135,7 +136,7 @@ def rows(mesh: Mesh | None, batch_size: int) -> Rows:
     spans = sorted({(index[0].start or 0, batch_size if index[0].stop is None else index[0].stop) for index in places.values()})
     start, stop = spans[0][0], spans[-1][1]
     size = stop - start
-    if any(before[1] != after[0] for before, after in zip(spans, spans[1:], strict=False)) or start % size or batch_size % size:
+    if any(before[1] != after[0] for before, after in itertools.pairwise(spans)) or start % size or batch_size % size:
         raise UserError(f"the devices of process {jax.process_index()} hold rows {spans} of {batch_size}: must be one of equal parts")
     return Rows(start // size, batch_size // size)
 

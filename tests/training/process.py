@@ -2,7 +2,7 @@
 
     python -m tests.training.process FOLDER STEPS DEVICES [COORDINATOR PROCESSES PROCESS]
 
-RUN_CHANGES is the JSON of changes to `runs.small_config`, RUN_PAUSE the seconds a batch takes. DEVICES are simulated on the CPU of each process.
+RUN_CHANGES is the JSON of changes to `runs.small_config`, RUN_PAUSE the seconds a batch takes. DEVICES are simulated on the CPU.
 """
 
 import json
