@@ -91,7 +91,7 @@ def codes_over_time(run: Path, title: str = "") -> Any:
     figure = new_figure(9, 4.2, title)
     panels = figure.subplots(2, -(-len(kinds) // 2), sharex=True, sharey=True, squeeze=False).flat
     steps = [line["step"] for line in lines]
-    for axes, kind in zip(panels, kinds, strict=False):
+    for kind, axes in zip(kinds, panels, strict=False):
         shares = [[line["ternary"][kind][name] for line in lines] for name in ("minus", "zero", "plus")]
         axes.stackplot(steps, shares, labels=("-1", "0", "+1"), colors=CODES)
         axes.set(title=kind, xlim=(steps[0], steps[-1]) if len(steps) > 1 else None, ylim=(0, 1))
