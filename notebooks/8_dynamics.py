@@ -114,7 +114,12 @@ plotting.logged(folders, ["loss", "validation_loss", "learning_rate"], "The S-cu
 # it is the share of codes that are not what they were before the first step: most flips are back and forth over a threshold.
 
 # %%
-plotting.logged(folders, ["flip_fraction", "changed_codes", "ternary/all/zero"], "Codes on the move")
+shown = {
+    "flip_fraction": "share of codes that\nflip at this step",
+    "changed_codes": "share of codes not as\nbefore the first step",
+    "ternary/all/zero": "share of codes\nthat are 0",
+}
+plotting.logged(folders, shown, "Codes on the move")
 
 # %% [markdown]
 # By kind of layer:
@@ -136,7 +141,5 @@ plotting.latent_histograms(histories["two stages"], MODEL.quant, "down of the fi
 
 # %%
 history = histories["two stages"]
-plotting.weight_histogram(history[0], {"before training": MODEL.quant}, "down of the first block")
-
-# %%
-plotting.weight_histogram(history[STEPS], {"after training": MODEL.quant}, "down of the first block")
+ends = {"before training": (history[0], MODEL.quant), "after training": (history[STEPS], MODEL.quant)}
+plotting.weight_histogram(ends, "down of the first block")

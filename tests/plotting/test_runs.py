@@ -60,7 +60,9 @@ def test_logged_numbers_have_a_panel_each(tmp_path: Path) -> None:
     assert [points(line) for line in upper.lines] == [[(1, 3), (2, 2)], [(1, 4), (2, 3)]]
     assert [points(line) for line in lower.lines] == [[(1, 0.5), (2, 0.5)], []]
     assert labels(upper) == ["ternary", "full"]
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("loss\n(nats per token)", "ternary/all/zero")
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("loss\n(nats per token)", "share of codes\nthat are 0")
+    assert plotting.logged(runs, {"loss": "nats"}).axes[0].get_ylabel() == "nats"
+    assert plotting.logged(runs, ["ternary/all/plus"]).axes[0].get_ylabel() == "ternary/all/plus"
 
 
 def test_a_number_that_nobody_logged_is_an_error_that_names_the_others(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_schedules_are_those_of_the_optimiser() -> None:
 def test_seeds_are_shown_with_mean_and_spread_and_compared_one_by_one() -> None:
     left, right = drawn(plotting.over_seeds({"base": [1.0, 2, 3], "change": [2.0, 3, 4]}, "nats")).axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["base", "change"]
-    assert (left.get_xlabel(), right.get_xlabel()) == ("nats", "the same less that of base, by seed")
+    assert (left.get_xlabel(), right.get_xlabel()) == ("nats", "the same, less the first's of that seed")
 
     def marks(axes: Any) -> list[float]:
         return [float(bar[0].get_xdata()[0]) for bar in axes.containers]

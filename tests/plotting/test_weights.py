@@ -29,7 +29,7 @@ def scale(config: QuantConfig) -> float:
 
 def test_weights_stand_under_their_codes() -> None:
     quantizers = {"mean": ABSMEAN, "sign": SIGN, "groups": GROUPED}
-    figure = drawn(plotting.weight_histogram(W, quantizers, "A matrix"))
+    figure = drawn(plotting.weight_histogram({label: (W, config) for label, config in quantizers.items()}, "A matrix"))
     panels = np.array(figure.axes).reshape(2, 3)
     assert [axes.get_title() for axes in panels[0]] == list(quantizers)
     assert labels(panels[0, 0]) == ["-1", "0", "+1"]
@@ -74,7 +74,7 @@ def test_latent_weights_are_counted_in_units_of_their_scale() -> None:
     assert bar.get_ylabel() == "step"
     values, edges, _ = axes.patches[0].get_data()
     assert np.sum(values * np.diff(edges)) == pytest.approx(np.mean(np.abs(W) < 4 * scale(ABSMEAN)))
-    zeros = np.sum((values * np.diff(edges))[(edges[:-1] >= -0.5) & (edges[1:] <= 0.5)])
+    zeros = np.sum((values * np.diff(edges))[np.abs(edges[:-1] + edges[1:]) < 1])
     assert zeros == pytest.approx(np.mean(codes(ABSMEAN) == 0), abs=1e-6)
     np.testing.assert_array_equal(axes.patches[2].get_data().values, values)  # the last step: twice the weights, and twice the scale
     assert axes.patches[0].get_edgecolor() != axes.patches[1].get_edgecolor() != axes.patches[2].get_edgecolor()
@@ -91,7 +91,7 @@ def test_a_quantiser_without_one_scale_is_refused_where_there_must_be_one(config
 
 def test_what_is_no_matrix_is_refused() -> None:
     draws: list[Any] = [
-        lambda w: plotting.weight_histogram(w, {"mean": ABSMEAN}),
+        lambda w: plotting.weight_histogram({"mean": (w, ABSMEAN)}),
         lambda w: plotting.straight_through(w, {"mean": ABSMEAN}),
         lambda w: plotting.scales(w, {"mean": ABSMEAN}),
         lambda w: plotting.latent_histograms({0: w}, ABSMEAN),
@@ -102,4 +102,4 @@ def test_what_is_no_matrix_is_refused() -> None:
     with pytest.raises(UserError, match="must have a matrix for at least one step"):
         plotting.latent_histograms({}, ABSMEAN)
     with pytest.raises(UserError, match="weight=none has no codes"):
-        plotting.weight_histogram(W, {"none": NONE})
+        plotting.weight_histogram({"none": (W, NONE)})
