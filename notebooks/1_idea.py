@@ -91,9 +91,8 @@ plotting.straight_through(w, {"absmean (b1.58)": B158, "sign (b1)": QUANTIZERS["
 # It is written `(w - sg(w)) + sg(q(w))`, where sg stops the gradient: the first bracket is exactly zero, so the forward value is exactly
 # q(w). The usual `w + sg(q(w) - w)` rounds on the way, and a matrix of three values comes out with more.
 
+
 # %%
-
-
 def distinct(dtype):
     """Distinct values of a fake-quantised matrix of this type."""
     latent = w.astype(dtype)

@@ -31,6 +31,15 @@ def test_measurements_are_drawn_as_median_and_quartiles() -> None:
     np.testing.assert_allclose([segment[:, 1] for segment in segments], [[2, 4], [7, 7]])
 
 
+def test_one_bar_in_each_group_has_its_number_above_it_and_no_legend() -> None:
+    (axes,) = drawn(plotting.bars({"a": {"p": 1234.5678}, "b": {"p": 0.5}}, "metres")).axes
+    assert [text.get_text() for text in axes.texts] == ["1,235", "0.5"]
+    assert axes.get_legend() is None
+    for table in ({"a": {"p": [1.0, 2]}}, {"a": {"p": 1.0, "q": 2.0}}):
+        (axes,) = plotting.bars(table, "metres").axes
+        assert not axes.texts
+
+
 def test_numbers_that_differ_are_counted() -> None:
     expected = np.arange(6).reshape(2, 3)
     wrong = np.array([[0, 1, 3], [3, 5, 5]])

@@ -46,7 +46,7 @@ def test_a_number_that_was_not_finite_is_left_out(tmp_path: Path) -> None:
 
 
 def test_seeds_are_drawn_as_mean_and_standard_deviation_at_the_steps_that_all_have(tmp_path: Path) -> None:
-    seeds = [run(tmp_path / "a", [3, 2, 1]), run(tmp_path / "b", [5, 4]), run(tmp_path / "c", [7, 3])]
+    seeds = [run(tmp_path / "a", [3, 2, 1]), run(tmp_path / "b", [5, 4]), run(tmp_path / "c", [7, 3, 9])]
     (axes,) = drawn(plotting.loss_curves({"three": seeds})).axes
     assert points(axes.lines[0]) == [(1, 5), (2, 3)]
     (band,) = axes.collections

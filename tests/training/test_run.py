@@ -26,6 +26,7 @@ def a_config(tmp_path: Path) -> TrainConfig:
     return replace(config, model=replace(config.model, vocab_size=VOCAB), data=data)
 
 
+@pytest.mark.slow
 def test_it_is_the_run_of_its_parts(config: TrainConfig, tmp_path: Path) -> None:
     data = prepare(config.data, vocab_size=VOCAB)
     ids = data.validation.ids
