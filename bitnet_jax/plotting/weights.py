@@ -103,8 +103,9 @@ def scales(kernel: Any, quantizers: Mapping[str, QuantConfig], title: str = "") 
     figure = new_figure(9, 3.4, title)
     mean = float(np.abs(w).mean())
     over = np.linspace(0.05 * mean, 1.1 * max(3 * mean, *chosen.values()), 120)
+    curves = np.array([loss(scale) for scale in over])
     for i, (axes, what) in enumerate(zip(figure.subplots(1, 2), ("|W - s codes| / |W|", "share of zeros"), strict=True)):
-        axes.plot(over / mean, [loss(scale)[i] for scale in over], color="0.4", linewidth=1.2)
+        axes.plot(over / mean, curves[:, i], color="0.4", linewidth=1.2)
         for number, (label, scale) in enumerate(chosen.items()):
             axes.plot(scale / mean, loss(scale)[i], "o", color=f"C{number}", label=label)
         axes.set(xlabel="scale s / mean|W|", ylabel=what, ylim=(0, None))
