@@ -1,6 +1,5 @@
-"""Pictures hold the numbers that they are of, and can be drawn."""
+"""Pictures of kernels agree with the floors and blocks of the calls."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,60 +9,9 @@ from bitnet_jax import plotting
 from kernels_pallas.arg_specs import CHIPS, MATRICES, ArgSpec, cost, floor_us
 from kernels_pallas.block_config import tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.mosaic_gpu.blocks import GpuConfig, rule, shared_memory
+from tests.plotting.drawing import drawn, labels
 
 SHAPES = {name: MATRICES[name] for name in ("2b4t/o", "2b4t/down")}
-
-
-def drawn(figure: Any) -> Any:
-    """The figure, after it was drawn; what cannot be drawn warns or raises then."""
-    figure.savefig(io.BytesIO())
-    return figure
-
-
-def labels(axes: Any) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-def heights(axes: Any) -> dict[str, list[float]]:
-    return {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers if hasattr(bars, "patches")}
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", ["linear", "log"])
-def test_bars_are_as_high_as_their_numbers(scale: str) -> None:
-    figure = drawn(plotting.bars({"a": {"p": 1.0, "q": 2}, "b": {"q": 4.0}}, "metres", "Lengths", scale))
-    (axes,) = figure.axes
-    assert heights(axes) == {"p": [1.0], "q": [2.0, 4.0]}
-    assert labels(axes) == ["p", "q"]
-    assert (axes.get_ylabel(), axes.get_title(), axes.get_yscale()) == ("metres", "Lengths", scale)
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a", "b"]
-
-
-def test_bars_of_a_group_stand_beside_each_other_under_its_name() -> None:
-    (axes,) = plotting.bars({"a": {"p": 1, "q": 2}, "b": {"p": 3, "q": 4}}, "").axes
-    places = np.array([[bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axes.containers])
-    np.testing.assert_allclose(places.mean(axis=0), [0, 1], atol=1e-12)
-    assert places[0, 0] < places[1, 0] < 0.5 < places[0, 1] < places[1, 1]
-
-
-def test_measurements_are_drawn_as_median_and_quartiles() -> None:
-    (axes,) = drawn(plotting.bars({"a": {"p": [5.0, 1, 2, 3, 4]}, "b": {"p": [7.0]}}, "seconds")).axes
-    assert heights(axes)["p"] == [3, 7]
-    (segments,) = [bar.get_segments() for bar in axes.collections]
-    np.testing.assert_allclose([segment[:, 1] for segment in segments], [[2, 4], [7, 7]])
-
-
-def test_numbers_that_differ_are_counted() -> None:
-    expected = np.arange(6).reshape(2, 3)
-    wrong = np.array([[0, 1, 3], [3, 5, 5]])
-    figure = drawn(plotting.against(expected, {"right": expected.astype(np.float32), "wrong": wrong}, "Sums"))
-    assert [axes.get_title() for axes in figure.axes] == ["right\n0 of 6 differ", "wrong\n2 of 6 differ"]
-    np.testing.assert_array_equal(figure.axes[1].lines[1].get_xydata(), [[0, 0], [1, 1], [2, 3], [3, 3], [4, 5], [5, 5]])
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 def test_calls_stand_on_the_roofs() -> None:

@@ -1,12 +1,11 @@
-"""Pictures of runs and of kernels, one call each. Every function returns a matplotlib Figure."""
+"""Pictures of kernels on chips: what memory and matrix unit allow, and what the kernels choose."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitnet_jax.training import logs, run_directory
+from bitnet_jax.plotting.figures import figure as new_figure
 from kernels_pallas.arg_specs import CHIPS, DECODE_ROWS, PREFILL_ROWS, ArgSpec, cost, floor_us
 from kernels_pallas.block_config import tpu_blocks, tpu_vmem_bytes
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY, GpuConfig, shared_memory
@@ -14,96 +13,6 @@ from kernels_pallas.mosaic_gpu.blocks import blocks as gpu_blocks
 
 ROWS = DECODE_ROWS + PREFILL_ROWS
 _HOPPER = ("h100", "h200")
-
-
-def _figure(width: float, height: float, title: str = "") -> Any:
-    """A Figure that pyplot knows nothing of, so that nothing is left in memory when it is dropped."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    if title:
-        figure.suptitle(title)
-    return figure
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-
-def loss_curves(runs: Mapping[str, Path], title: str = "") -> Any:
-    """Training loss against step for each run, with its evaluations as points.
-
-    Args:
-        runs: label → folder of a run.
-        title: stands above the picture.
-    """
-    figure = _figure(7, 4)
-    axes = figure.subplots()
-    for label, directory in runs.items():
-        lines = logs.read(directory / run_directory.METRICS)
-        training = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-        (drawn,) = axes.plot(*zip(*training, strict=True), label=f"{label}, training", linewidth=1.2)
-        held_out = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o--", color=drawn.get_color(), markersize=4, linewidth=0.8, label=f"{label}, held-out")
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def bars(table: Mapping[str, Mapping[str, float | Sequence[float]]], unit: str, title: str = "", scale: str = "linear") -> Any:
-    """Bars side by side, in groups. A sequence is drawn as its median, with its quartiles as an error bar.
-
-    Args:
-        table: group → name → number, or several measurements of it. A group may lack names.
-        unit: what the numbers are; it stands beside the axis.
-        title: stands above the picture.
-        scale: linear or log.
-    """
-    names = list(dict.fromkeys(name for group in table.values() for name in group))
-    figure = _figure(max(6, 1.5 + 0.3 * len(table) * (len(names) + 1)), 4)
-    axes = figure.subplots()
-    width = 0.8 / max(1, len(names))
-    for i, name in enumerate(names):
-        places = [place for place, group in enumerate(table.values()) if name in group]
-        numbers = [np.atleast_1d(np.asarray(group[name], np.float64)) for group in table.values() if name in group]
-        low, middle, high = np.array([np.percentile(values, (25, 50, 75)) for values in numbers]).T
-        errors = [middle - low, high - middle] if any(values.size > 1 for values in numbers) else None
-        axes.bar(np.array(places) + (i + 0.5) * width - 0.4, middle, width, yerr=errors, capsize=2, label=name)
-    axes.set_xticks(range(len(table)), list(table))
-    axes.set(ylabel=unit, title=title, yscale=scale)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
-    return figure
-
-
-def against(expected: Any, found: Mapping[str, Any], title: str = "") -> Any:
-    """Every number of several results against the one that it should be, a panel each, with how many differ.
-
-    Args:
-        expected: the right result.
-        found: label → result of the same shape.
-        title: stands above the picture.
-    """
-    figure = _figure(2.4 * len(found), 2.9, title)
-    right = np.asarray(expected).reshape(-1)
-    ends = [right.min(), right.max()]
-    for axes, (label, result) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
-        values = np.asarray(result).reshape(-1)
-        axes.plot(ends, ends, linewidth=0.8, color="0.6")
-        axes.plot(right, values, ".", markersize=3)
-        axes.set_title(f"{label}\n{np.count_nonzero(values != right):,} of {right.size:,} differ", fontsize="small")
-        axes.tick_params(labelsize="x-small")
-        axes.set_aspect("equal", "datalim")
-    figure.supxlabel("expected", fontsize="small")
-    figure.supylabel("found", fontsize="small")
-    return figure
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 def roofline(calls: Mapping[str, ArgSpec], chips: Sequence[str]) -> Any:
@@ -117,7 +26,7 @@ def roofline(calls: Mapping[str, ArgSpec], chips: Sequence[str]) -> Any:
         calls: label → call; such labels are short.
         chips: names in `arg_specs.CHIPS`.
     """
-    figure = _figure(8, 4.5, "What memory and matrix unit allow")
+    figure = new_figure(8, 4.5, "What memory and matrix unit allow")
     axes = figure.subplots()
     intensities = [cost(spec).operations / cost(spec).bytes for spec in calls.values()]
     for chip in chips:
@@ -149,7 +58,7 @@ def floors(matrices: Mapping[str, tuple[int, int]], chips: Sequence[str], rows: 
         chips: names in `arg_specs.CHIPS`.
         rows: values of M.
     """
-    figure = _figure(1 + 3 * len(matrices), 3.6, "Floors: packed weights (solid), bfloat16 weights (dashed)")
+    figure = new_figure(1 + 3 * len(matrices), 3.6, "Floors: packed weights (solid), bfloat16 weights (dashed)")
     panels = figure.subplots(1, len(matrices), squeeze=False, sharey=True)[0]
     for axes, (label, (k, n)) in zip(panels, matrices.items(), strict=True):
         for i, chip in enumerate(chips):
@@ -183,7 +92,7 @@ def blocks(matrices: Mapping[str, tuple[int, int]], chips: Sequence[str], rows: 
     Raises:
         ValueError: there is no kernel for a chip.
     """
-    figure = _figure(1 + 3 * len(chips), 7)
+    figure = new_figure(1 + 3 * len(chips), 7)
     panels = figure.subplots(3, len(chips), squeeze=False, sharex=True, sharey="row")
     for column, chip in zip(panels.T, chips, strict=True):
         limit = (CHIPS[chip].vmem or 0) if CHIPS[chip].platform == "tpu" else SHARED_MEMORY
