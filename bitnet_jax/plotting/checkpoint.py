@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_jax.errors import UserError
 from bitnet_jax.evaluation import ActivationStatistics
 from bitnet_jax.plotting.figures import figure as new_figure
 
@@ -19,7 +20,12 @@ def ternary(rows: Sequence[Mapping[str, Any]], title: str = "") -> Any:
     Args:
         rows: as `statistics.ternary_layers` gives them.
         title: stands above the picture.
+
+    Raises:
+        UserError: there are no rows, as of a model in full precision.
     """
+    if not rows:
+        raise UserError("there are no rows: the model must have ternary weights")
     figure = new_figure(11, 3.6, title)
     zeros, balance, scales = figure.subplots(1, 3)
     for i, name in enumerate(dict.fromkeys(row["matrix"] for row in rows)):
@@ -32,7 +38,7 @@ def ternary(rows: Sequence[Mapping[str, Any]], title: str = "") -> Any:
         axes.axhline(level, linestyle="--", linewidth=0.8, color="0.4")
     zeros.set(ylabel="share of weights that are 0")
     balance.set(ylabel="share of +1 less share of -1")
-    scales.set(ylabel="scale: what a weight of 1 stands for", yscale="log")
+    scales.set(ylabel="scale: what a weight of 1 stands for", ylim=(0, 1.05 * max(row["scale"] for row in rows)))
     _over_layers([zeros, balance, scales])
     scales.legend(fontsize="x-small", ncols=2)
     return figure
@@ -55,6 +61,8 @@ def activations(rows: Sequence[ActivationStatistics], title: str = "") -> Any:
         rows: as `evaluation.activation_statistics` gives them.
         title: stands above the picture.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = new_figure(11, 3.8, title)
     ranges, tails, zeros = figure.subplots(1, 3)
     for i, name in enumerate(dict.fromkeys(row.input for row in rows)):
@@ -74,9 +82,14 @@ def activations(rows: Sequence[ActivationStatistics], title: str = "") -> Any:
     for style, fill, label in (("o-", "white", "zero as it comes"), ("o-", "0.4", "code is zero")):
         zeros.plot([], [], style, color="0.4", mfc=fill, markersize=4, linewidth=0.8, label=label)
     ranges.set(ylabel="size of activations", yscale="log")
+    ranges.margins(y=0.2)  # room for the legend
     tails.set(ylabel="kurtosis (normal distribution: 3)", yscale="log")
     zeros.set(ylabel="share of activations", ylim=(-0.03, 1.03))
     _over_layers([ranges, tails, zeros])
+    for axes in (ranges, tails):
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in (ranges, tails, zeros):
         axes.legend(fontsize="x-small")
     return figure
@@ -85,8 +98,8 @@ def activations(rows: Sequence[ActivationStatistics], title: str = "") -> Any:
 def channels(rows: Sequence[ActivationStatistics], title: str = "") -> Any:
     """Largest activation of each input feature over the root mean square of all, as a map of layers by features for each input.
 
-    A bright column is a feature that is an outlier in every layer. Where there are more than 256 features a pixel is the largest of
-    several neighbours.
+    A bright column is a feature that is an outlier in every layer. What is below a thousandth of the brightest is black. Where there are
+    more than 256 features a pixel is the largest of several neighbours.
 
     Args:
         rows: as `evaluation.activation_statistics` gives them.
@@ -96,15 +109,16 @@ def channels(rows: Sequence[ActivationStatistics], title: str = "") -> Any:
 
     names = list(dict.fromkeys(row.input for row in rows))
     maps = {name: np.stack([_pooled(row.channel_absmax / max(row.rms, 1e-30)) for row in rows if row.input == name]) for name in names}
-    positive = np.concatenate([values[values > 0] for values in maps.values()] or [np.ones(1)])
-    norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
+    top = max(1.0, *(values.max() for values in maps.values()))
     figure = new_figure(11, 1.6 + 0.12 * len(maps[names[0]]), title)
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     image = None
     for axes, (name, values) in zip(panels, maps.items(), strict=True):
         features = next(row.channel_absmax.size for row in rows if row.input == name)
         extent = (0, features, len(values) - 0.5, -0.5)
-        image = axes.imshow(np.maximum(values, positive.min()), aspect="auto", norm=norm, extent=extent, interpolation="nearest")
+        image = axes.imshow(
+            np.maximum(values, top / 1e3), aspect="auto", norm=LogNorm(top / 1e3, top), extent=extent, interpolation="nearest"
+        )
         axes.set(title=name, xlabel="input feature")
         axes.yaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("layer")

@@ -10,6 +10,7 @@ import numpy as np
 from bitnet_jax import costs
 from bitnet_jax.bitlinear import is_ternary
 from bitnet_jax.config import DType, ModelConfig
+from bitnet_jax.errors import UserError
 from bitnet_jax.formats import safetensors
 from bitnet_jax.plotting.figures import figure as new_figure
 from kernels_pallas import Encoding, PackedTernary
@@ -32,14 +33,14 @@ def packed_block(packed: PackedTernary, output: int = 0, block: int = 0, title: 
         title: stands above the picture.
 
     Raises:
-        ValueError: there is no such output or block, or `packed` is a stack.
+        UserError: there is no such output or block, or `packed` is a stack.
     """
     size = block_bytes(packed.k, packed.encoding)
     codes = np.asarray(packed.codes)
     if codes.ndim != 2:
-        raise ValueError(f"packed has shape {packed.shape}: must be one matrix [K, N]")
+        raise UserError(f"packed has shape {packed.shape}: must be one matrix [K, N]")
     if not (0 <= output < codes.shape[0] and 0 <= block < codes.shape[1] // size):
-        raise ValueError(f"output={output}, block={block}: must be below {codes.shape[0]} and {codes.shape[1] // size}")
+        raise UserError(f"output={output}, block={block}: must be below {codes.shape[0]} and {codes.shape[1] // size}")
     row = codes[output, block * size : (block + 1) * size]
     weights = np.stack(planes(row, packed.encoding)).astype(np.int8) - 1
     k = (block * len(weights) + np.arange(len(weights))[:, None]) * size + np.arange(size)
@@ -81,7 +82,9 @@ def file_layout(path: Path, title: str = "") -> Any:
     file = safetensors.File(path)
     first = min((info.start for info in file.tensors.values()), default=path.stat().st_size)
     spans = [("header", 0, first)]
-    spans += [(_kind(name, info.dtype), info.start, info.stop) for name, info in sorted(file.tensors.items(), key=lambda item: item[1].start)]
+    spans += [
+        (_kind(name, info.dtype), info.start, info.stop) for name, info in sorted(file.tensors.items(), key=lambda item: item[1].start)
+    ]
     unit, word = (1e6, "MB") if path.stat().st_size >= 1e6 else (1e3, "kB")
     figure = new_figure(11, 1.9, title)
     axes = figure.subplots()
@@ -104,9 +107,7 @@ def _kind(name: str, dtype: str) -> str:
         return "scales"
     if "embed" in name:
         return "embedding"
-    if "head" in name.replace("/", ".").split("."):
-        return "head"
-    if "lm_head" in name:
+    if "head" in name:
         return "head"
     return "packed weights" if dtype == "U8" else "weights"
 
