@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bitnet_jax.presets import presets as presets
     from bitnet_jax.presets import recipe as recipe
     from bitnet_jax.training.loop import train as train
+    from bitnet_jax.training.run import train_run as train_run
     from bitnet_jax.transformer import KVCache as KVCache
     from bitnet_jax.transformer import Output as Output
     from bitnet_jax.transformer import Transformer as Transformer
@@ -67,6 +68,7 @@ _HOME = {
     "Tokenizer": "data",
     # Training, evaluation, generation
     "train": "training.loop",
+    "train_run": "training.run",
     "perplexity": "evaluation",
     "generate": "inference",
     "stream": "inference",

@@ -28,6 +28,7 @@ import numpy as np
 
 import bitnet_jax as bj
 from bitnet_jax import conversion, cpu, plotting, quant
+from bitnet_jax.cli.pack import describe
 from bitnet_jax.config import DType, FeedForward
 from bitnet_jax.conversion import Format, Options
 from bitnet_jax.formats import model_file, safetensors, stablehlo
@@ -118,7 +119,7 @@ plotting.against(trained, {f"{form}, {way}": sums(form, way) for form in forms f
 # %%
 prompts = [rng.integers(0, config.vocab_size, 16).astype(np.int32) for _ in range(2)]
 for form, params in forms.items():
-    print(f"{form}: {bj.check_parity(latent, params, config, prompts, max_new_tokens=0).sentence}")
+    print(f"{form}: {describe(bj.check_parity(latent, params, config, prompts, max_new_tokens=0))}")
 
 # %% [markdown]
 # And the tokens themselves: greedy text of the packed forms against that of the latent weights.
@@ -154,21 +155,21 @@ plotting.file_layout(work / "model.safetensors", f"model.safetensors, {size:,} b
 
 # %%
 formats = {
-    "latent, float32": ("latent.safetensors", Format.LATENT, Options(dtype=DType.FLOAT32)),
-    "packed, 2 bits": ("two_bit.safetensors", Format.PACKED, Options()),
-    "packed, 1.6 bits": ("base3.safetensors", Format.PACKED, Options(encoding=Encoding.BASE3)),
-    "Hugging Face": ("folder", Format.HF_PACKED, Options()),
-    "GGUF i2_s": ("i2_s.gguf", Format.GGUF, Options(type="i2_s")),
+    "latent,\nfloat32": ("latent.safetensors", Format.LATENT, Options(dtype=DType.FLOAT32)),
+    "packed,\n2 bits": ("two_bit.safetensors", Format.PACKED, Options()),
+    "packed,\n1.6 bits": ("base3.safetensors", Format.PACKED, Options(encoding=Encoding.BASE3)),
+    "Hugging\nFace": ("folder", Format.HF_PACKED, Options()),
+    "GGUF\ni2_s": ("i2_s.gguf", Format.GGUF, Options(type="i2_s")),
     "StableHLO": ("stablehlo", Format.STABLEHLO, Options(platforms=("cpu",), capacity=64)),
 }
 if not SMOKE:
-    formats["GGUF tq2_0"] = ("tq2_0.gguf", Format.GGUF, Options(type="tq2_0"))
-    formats["GGUF tq1_0"] = ("tq1_0.gguf", Format.GGUF, Options(type="tq1_0"))
+    formats["GGUF\ntq2_0"] = ("tq2_0.gguf", Format.GGUF, Options(type="tq2_0"))
+    formats["GGUF\ntq1_0"] = ("tq1_0.gguf", Format.GGUF, Options(type="tq1_0"))
 source = model.weights()
 written = {}
 for name, (file, kind, options) in formats.items():
     written[name] = conversion.convert(source, work / file, kind, options)
-    print(f"{name}: {written[name].proof}")
+    print(f"{file}: {written[name].proof}")
 
 # %% [markdown]
 # Sizes of the files. At this size the embedding is much of a model (and GGUF keeps it in float16); StableHLO has the programs beside it.

@@ -31,7 +31,6 @@ import bitnet_jax as bj
 from bitnet_jax import plotting
 from bitnet_jax.config import DataConfig, FeedForward, OptimizerConfig, OutputConfig
 from bitnet_jax.conversion import Format, convert
-from bitnet_jax.data import Batches
 from bitnet_jax.evaluation import activation_statistics
 from bitnet_jax.models import open_weights
 from bitnet_jax.statistics import ternary_layers
@@ -59,10 +58,7 @@ def small_checkpoint(folder):
         steps=steps,
         batch_size=8,
     )
-    data = bj.prepare(config.data, vocab_size=config.model.vocab_size)
-    batches = Batches(data.train.ids, seq_len=config.data.seq_len, batch_size=config.batch_size, seed=config.seed)
-    bj.train(config, work / "run", batches, files={"tokenizer.json": data.tokenizer.to_json()})
-    batches.close()
+    bj.train_run(config, work / "run")
     weights, _ = open_weights(work / "run")
     print(convert(weights, folder, Format.HF_PACKED).proof)
 

@@ -25,8 +25,8 @@ LAYERS = (
     ("params",),
     ("evaluation", "inference"),
     ("training", "formats"),
-    ("models", "statistics", "plotting"),
-    ("conversion", "benchmark"),
+    ("models", "statistics"),
+    ("conversion", "benchmark", "plotting"),
     ("",),  # bitnet_jax/__init__.py, the table of contents
     ("cli",),
     ("__main__",),

@@ -52,35 +52,11 @@ def run(args: Sequence[str]) -> int:
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = True):
-    """Prepares the data, trains, evaluates on held-out text; returns the loop's Summary. With a bar on a terminal, lines elsewhere."""
+    """`train_run` with a bar on a terminal, lines elsewhere."""
     from bitnet_jax.cli.progress import stages
-    from bitnet_jax.data import Batches, Tokenizer, prepare
-    from bitnet_jax.evaluation import evaluator
-    from bitnet_jax.training import loop
     from bitnet_jax.training.report import reporter_for
+    from bitnet_jax.training.run import prepare_run, train_run
 
-    kept = out / "tokenizer.json"
     with stages() as progress:
-        data = prepare(
-            config.data, vocab_size=config.model.vocab_size, tokenizer=Tokenizer.read(kept) if kept.exists() else None, progress=progress
-        )
-    batches = Batches(data.train.ids, seq_len=config.data.seq_len, batch_size=config.batch_size, seed=config.seed)
-    try:
-        return loop.train(
-            config,
-            out,
-            batches,
-            files={"tokenizer.json": data.tokenizer.to_json()},
-            provenance={"data": data.provenance},
-            evaluate=evaluator(
-                config.model,
-                data.validation.ids,
-                window=config.data.seq_len,
-                text_bytes=data.validation.text_bytes,
-                max_tokens=config.output.eval_windows * config.data.seq_len + 1,
-            ),
-            reporter=reporter_for(sys.stderr),
-            resume=resume,
-        )
-    finally:
-        batches.close()
+        data = prepare_run(config, out, progress)
+    return train_run(config, out, data=data, reporter=reporter_for(sys.stderr), resume=resume)

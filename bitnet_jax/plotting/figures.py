@@ -1,6 +1,9 @@
-"""An empty figure, which every picture begins with."""
+"""An empty figure, which every picture begins with, and the colours of the codes."""
 
 from typing import Any
+
+CODES = ("tab:blue", "0.75", "tab:red")
+"""Colours of the codes -1, 0 and +1."""
 
 
 def figure(width: float, height: float, title: str = "") -> Any:

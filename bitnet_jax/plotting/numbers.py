@@ -30,7 +30,9 @@ def bars(table: Mapping[str, Mapping[str, float | Sequence[float]]], unit: str, 
     axes.set_xticks(range(len(table)), list(table))
     axes.set(ylabel=unit, title=title, yscale=scale)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.margins(y=0.15)
+    if len(names) > 1:
+        axes.legend(fontsize="small")
     return figure
 
 

@@ -12,11 +12,11 @@ from bitnet_jax.bitlinear import is_ternary
 from bitnet_jax.config import DType, ModelConfig
 from bitnet_jax.errors import UserError
 from bitnet_jax.formats import safetensors
+from bitnet_jax.plotting.figures import CODES
 from bitnet_jax.plotting.figures import figure as new_figure
 from kernels_pallas import Encoding, PackedTernary
 from kernels_pallas.packing import block_bytes, planes
 
-_COLORS = {-1: "#d62728", 0: "#eeeeee", 1: "#1f77b4"}
 _KINDS = ("header", "embedding", "head", "packed weights", "weights", "scales", "norms")
 
 
@@ -50,10 +50,10 @@ def packed_block(packed: PackedTernary, output: int = 0, block: int = 0, title: 
     for plane, place in np.ndindex(len(weights), shown):
         weight, number = int(weights[plane, place]), int(k[plane, place])
         hatch = "///" if number >= packed.k else None
-        axes.add_patch(_square(place, plane, _COLORS[weight], hatch))
-        text = f"{weight:+d}" if weight else "0"
-        axes.text(place, plane - 0.1, text, ha="center", va="center", fontsize="small", color="black" if weight == 0 else "white")
-        axes.text(place, plane + 0.32, str(number), ha="center", va="center", fontsize=5, color="0.4" if weight == 0 else "white")
+        axes.add_patch(_square(place, plane, CODES[weight + 1], hatch))
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if weight else "black"}
+        axes.text(place, plane - 0.1, f"{weight:+d}" if weight else "0", fontsize="small", **style)
+        axes.text(place, plane + 0.32, str(number), fontsize=6, **style)
     two_bit = packed.encoding is Encoding.TWO_BIT
     names = [f"bits {7 - 2 * p}, {6 - 2 * p}" if two_bit else f"times {3 ** (4 - p)}" for p in range(len(weights))]
     axes.set_yticks(range(len(weights)), names)
@@ -86,7 +86,7 @@ def file_layout(path: Path, title: str = "") -> Any:
         (_kind(name, info.dtype), info.start, info.stop) for name, info in sorted(file.tensors.items(), key=lambda item: item[1].start)
     ]
     unit, word = (1e6, "MB") if path.stat().st_size >= 1e6 else (1e3, "kB")
-    figure = new_figure(11, 1.9, title)
+    figure = new_figure(11, 2.1, title)
     axes = figure.subplots()
     for i, kind in enumerate(_KINDS):
         of = [(start / unit, (stop - start) / unit) for name, start, stop in spans if name == kind and stop > start]
@@ -94,7 +94,7 @@ def file_layout(path: Path, title: str = "") -> Any:
             label = f"{kind}: {sum(size for _, size in of):,.4g} {word}"
             axes.broken_barh(of, (0, 1), facecolors=f"C{i}", edgecolor="white", linewidth=0.2, label=label)
     axes.set(xlabel=f"place in the file, {word}", xlim=(0, path.stat().st_size / unit), ylim=(0, 1), yticks=[])
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small", frameon=False)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 Nothing is imported here, so that `bitnet_jax.training.report` costs no JAX. What others use:
 
+    run.train_run          a whole run from its configuration alone: corpus, tokens, training, evaluation
     loop.train             a whole run in a folder, resumed if it was begun
     step.train_step        one update as a pure function; step.compile_step compiles it
     optimizer.make_optimizer, schedules.learning_rate, schedules.weight_decay
