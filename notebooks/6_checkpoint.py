@@ -4,8 +4,8 @@
 # Load a model in the layout of the official checkpoint, `microsoft/bitnet-b1.58-2B-4T`, and look inside: how its weights are spread over
 # -1, 0 and 1, what goes into its linear layers, and where that has outliers and zeros.
 #
-# Without more, the notebook trains a small model of that structure first and writes it in that layout. Any other checkpoint takes its place:
-# `CHECKPOINT` below is a path, or a name on the Hugging Face hub.
+# Without more, the notebook trains a small model of that structure first and writes it in that layout. Any other checkpoint takes its
+# place: `CHECKPOINT` below is a path, or a name on the Hugging Face hub.
 
 # %%
 import importlib.util
@@ -109,7 +109,7 @@ plotting.channels(statistics, "Largest activation of each feature")
 # %% [markdown]
 # ## Sparsity and outliers, together
 #
-# The share of products that do nothing: the weight is 0, or the activation's code is; either, as if the one had nothing to do with the other.
+# The share of products that do nothing: the weight is 0, or the activation's code is; either of them, as if the two were independent.
 
 # %%
 fractions = {(row["layer"], row["matrix"].split("/")[-1]): row["fractions"][1] for row in ternary_layers(model.params, model.config)}
