@@ -47,7 +47,7 @@ QUANTIZERS = {
     "absmax": QuantConfig(weight=WeightQuantizer.ABSMAX),
     "sign (b1)": QuantConfig(weight=WeightQuantizer.SIGN),
 }
-plotting.weight_histogram(w, QUANTIZERS)
+plotting.weight_histogram({name: (w, config) for name, config in QUANTIZERS.items()})
 
 # %% [markdown]
 # What the scale does: a small one leaves few zeros and makes the rest too small, a large one leaves nothing but zeros. Absmean is not the

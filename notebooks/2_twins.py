@@ -33,6 +33,7 @@ import bitnet_jax as bj
 from bitnet_jax import config, plotting, statistics
 from bitnet_jax.config import DType
 from bitnet_jax.formats import model_file
+from bitnet_jax.params import LINEAR
 from kernels_pallas import Encoding
 
 RUNS = Path(tempfile.mkdtemp())  # in a folder of your own, the runs are kept, and go on where they were
@@ -99,7 +100,7 @@ def bits_per_byte(params, configuration):
 
 found = {label: bits_per_byte(model.params, model.config) for label, model in trained.items()}
 found["b1.58, packed"] = bits_per_byte(packed, latent.config)
-plotting.bars({"held-out text": found}, "bits per byte")
+plotting.bars({label: {"b": value} for label, value in found.items()}, "bits per byte", "Held-out text")
 
 # %% [markdown]
 # ## The packed model
@@ -115,9 +116,7 @@ if "IPython" in sys.modules:  # it draws for notebooks only
 
 # %%
 rows = statistics.ternary_layers(packed, latent.config)
-shares = {}
-for row in rows:
-    shares.setdefault(row["matrix"].split("/")[-1], []).append(row["fractions"])
+shares = {kind: [row["fractions"] for row in rows if row["matrix"].endswith(f"/{kind}")] for kind in LINEAR}
 plotting.bars(
     {kind: dict(zip(("-1", "0", "+1"), zip(*of, strict=True), strict=True)) for kind, of in shares.items()},
     "share of the weights",
@@ -132,18 +131,8 @@ plotting.bars(
 length = DATA.seq_len // 2
 prompts = [held_out.ids[i * length : (i + 1) * length].astype("int32") for i in range(2)]
 parity = bj.check_parity(latent.params, packed, latent.config, prompts, max_new_tokens=8 if SMOKE else length)
-parity.require()
-plotting.bars(
-    {
-        "codes": {"compared": parity.weights, "differ": parity.weights_differ},
-        "scales": {"compared": parity.scales, "differ": parity.scales_differ},
-        "integer sums": {"compared": parity.accumulators, "differ": parity.accumulators_differ},
-        "greedy tokens": {"compared": parity.tokens, "differ": parity.tokens_differ},
-    },
-    "numbers",
-    "Latent against packed",
-    scale="symlog",
-)
+parity.require()  # raises where anything differs
+print(f"equal: {parity.weights:,} codes, {parity.accumulators:,} integer sums, {parity.tokens:,} greedy tokens")
 
 # %% [markdown]
 # ## Bytes
@@ -164,7 +153,7 @@ plotting.bars({name: {"file": size} for name, size in sizes.items()}, "MB", "The
 # %% [markdown]
 # ## Text
 #
-# What the two write, from the packed bytes and in full precision. A minute of training makes lines that look like a play, and little
+# What the two write, from the packed bytes and in full precision. A few minutes of training make lines that look like a play, and little
 # sense.
 
 # %%

@@ -46,21 +46,26 @@ losses = figures.scaling_losses(RESULTS)
 for side, sizes in losses.items():
     runs = ", ".join(f"{size:,} parameters: {len(seeds)}" for size, seeds in sizes.items())
     print(f"{side}: {len(sizes)} of {len(scaling.SIZES)} sizes have results; seeds of {runs or 'none'}")
-NOT_RUN = "Not run yet, or too little of it: python -m experiments.run scaling, a few hours on two CPU cores."
+
+
+def shown(figure):
+    """A figure, or why there is none."""
+    return figure or "Not run yet, or too little of it: python -m experiments.run scaling, a few hours on two CPU cores."
+
 
 # %% [markdown]
 # The sweep: loss against learning rate. A comparison at one rate for both sides measures the rate. The papers give the BitNet several
 # times its twin's.
 
 # %%
-figures.sweep_figure(RESULTS) or NOT_RUN
+shown(figures.sweep_figure(RESULTS))
 
 # %% [markdown]
 # Loss against size, and the gap. Papers and results here differ in text, vocabulary and tokens, so heights do not compare across colours;
 # slopes do, and the gap between two models of one colour. Lines and bands are fits to results here, from four sizes on.
 
 # %%
-figures.scaling_figure(RESULTS) or NOT_RUN
+shown(figures.scaling_figure(RESULTS))
 
 # %% [markdown]
 # ## An example of the fit

@@ -46,7 +46,7 @@ rng = np.random.default_rng(0)
 
 # %%
 matrix = rng.integers(-1, 2, (128, 4)).astype(np.int8)  # [K, N]
-packed = pack(matrix, np.float32(0.5).reshape(()))
+packed = pack(matrix, np.full((), 0.5, np.float32))
 plotting.packed_block(packed, output=0, title="Two bits a weight: 128 weights in 32 bytes")
 
 # %% [markdown]
@@ -63,7 +63,7 @@ print("unpacked it is the same matrix:", np.array_equal(unpack(packed), matrix))
 # division in place of a shift.
 
 # %%
-plotting.packed_block(pack(matrix, np.float32(0.5).reshape(()), Encoding.BASE3), title="1.6 bits a weight: 128 weights in 26 bytes")
+plotting.packed_block(pack(matrix, np.full((), 0.5, np.float32), Encoding.BASE3), title="1.6 bits a weight: 128 weights in 26 bytes")
 
 # %% [markdown]
 # ## A model

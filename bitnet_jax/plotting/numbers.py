@@ -11,6 +11,8 @@ from bitnet_jax.plotting.figures import figure as new_figure
 def bars(table: Mapping[str, Mapping[str, float | Sequence[float]]], unit: str, title: str = "", scale: str = "linear") -> Any:
     """Bars side by side, in groups. A sequence is drawn as its median, with its quartiles as an error bar.
 
+    Where every group has one bar, of one number, the number stands above it.
+
     Args:
         table: group → name → number, or several measurements of it. A group may lack names.
         unit: what the numbers are; it stands beside the axis.
@@ -26,13 +28,14 @@ def bars(table: Mapping[str, Mapping[str, float | Sequence[float]]], unit: str, 
         numbers = [np.atleast_1d(np.asarray(group[name], np.float64)) for group in table.values() if name in group]
         low, middle, high = np.array([np.percentile(values, (25, 50, 75)) for values in numbers]).T
         errors = [middle - low, high - middle] if any(values.size > 1 for values in numbers) else None
-        axes.bar(np.array(places) + (i + 0.5) * width - 0.4, middle, width, yerr=errors, capsize=2, label=name)
+        drawn = axes.bar(np.array(places) + (i + 0.5) * width - 0.4, middle, width, yerr=errors, capsize=2, label=name)
+        if len(names) == 1 and errors is None:
+            axes.bar_label(drawn, [f"{height:,.4g}" for height in middle], fontsize="small")
     axes.set_xticks(range(len(table)), list(table))
     axes.set(ylabel=unit, title=title, yscale=scale)
     axes.grid(axis="y", alpha=0.3)
-    axes.margins(y=0.15)
     if len(names) > 1:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

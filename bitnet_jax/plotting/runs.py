@@ -24,6 +24,7 @@ _AXES = {
     "grad_norm": "norm of the gradient",
     "flip_fraction": "share of codes that\nchanged between lines",
     "tokens_per_second": "tokens a second",
+    "ternary/all/zero": "share of codes\nthat are 0",
 }
 
 
@@ -48,12 +49,13 @@ def loss_curves(runs: Runs, title: str = "") -> Any:
     return figure
 
 
-def logged(runs: Runs, names: Sequence[str], title: str = "") -> Any:
+def logged(runs: Runs, names: Sequence[str] | Mapping[str, str], title: str = "") -> Any:
     """Logged numbers against the step, a panel each.
 
     Args:
         runs: what is compared.
-        names: names in metrics.jsonl, those of nested objects joined by "/", such as "ternary/all/zero".
+        names: names in metrics.jsonl, those of nested objects joined by "/", such as "ternary/all/zero"; or each with what stands beside
+            its axis.
         title: stands above the picture.
 
     Raises:
@@ -67,7 +69,7 @@ def logged(runs: Runs, names: Sequence[str], title: str = "") -> Any:
         if not any(line.get_xdata().size for line in axes.lines):
             known = sorted({name for directories in runs.values() for line in _lines(directories)[0] for name, _ in logs.numbers(line)})
             raise UserError(f"name={name!r} was logged by no run: must be one of {', '.join(known)}")
-        axes.set_ylabel(_AXES.get(name, name), fontsize="small")
+        axes.set_ylabel(names[name] if isinstance(names, Mapping) else _AXES.get(name, name), fontsize="small")
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     panels[0].legend(fontsize="small")
@@ -91,7 +93,7 @@ def codes_over_time(run: Path, title: str = "") -> Any:
     figure = new_figure(9, 4.2, title)
     panels = figure.subplots(2, -(-len(kinds) // 2), sharex=True, sharey=True, squeeze=False).flat
     steps = [line["step"] for line in lines]
-    for axes, kind in zip(panels, kinds, strict=False):
+    for kind, axes in zip(kinds, panels, strict=False):
         shares = [[line["ternary"][kind][name] for line in lines] for name in ("minus", "zero", "plus")]
         axes.stackplot(steps, shares, labels=("-1", "0", "+1"), colors=CODES)
         axes.set(title=kind, xlim=(steps[0], steps[-1]) if len(steps) > 1 else None, ylim=(0, 1))
@@ -143,10 +145,9 @@ def over_seeds(numbers: Mapping[str, Sequence[float]], unit: str, title: str = "
     counts = {label: len(values) for label, values in numbers.items()}
     if len(set(counts.values())) != 1 or not min(counts.values()):
         raise UserError(f"seeds of the variants: {counts} must be the same number, at least one")
-    first, *_ = numbers
     figure = new_figure(9, 1.4 + 0.4 * len(numbers), title)
     left, right = figure.subplots(1, 2, sharey=True)
-    reference = np.asarray(numbers[first], np.float64)
+    reference = np.asarray(next(iter(numbers.values())), np.float64)
     for place, values in enumerate(np.asarray(list(numbers.values()), np.float64)):
         for axes, shown in ((left, values), (right, values - reference)):
             axes.plot(shown, np.full(shown.size, place), ".", color="0.6", markersize=6)
@@ -155,7 +156,7 @@ def over_seeds(numbers: Mapping[str, Sequence[float]], unit: str, title: str = "
     left.set_yticks(range(len(numbers)), list(numbers))
     left.set_ylim(len(numbers) - 0.5, -0.5)
     left.set_xlabel(unit)
-    right.set_xlabel(f"the same less that of {first}, by seed")
+    right.set_xlabel("the same, less the first's of that seed")
     right.axvline(0, linewidth=0.8, color="0.4", zorder=0)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)

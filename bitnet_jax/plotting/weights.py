@@ -16,24 +16,24 @@ from bitnet_jax.plotting.figures import figure as new_figure
 _BINS = 80
 
 
-def weight_histogram(kernel: Any, quantizers: Mapping[str, QuantConfig], title: str = "") -> Any:
-    """Latent weights of a matrix, each in the colour of its code, above the codes and how many weights have them: a column a quantiser.
+def weight_histogram(matrices: Mapping[str, tuple[Any, QuantConfig]], title: str = "") -> Any:
+    """Latent weights of matrices, each in the colour of its code, above the codes and how many weights have them: a column a matrix.
 
     The dashed lines are the two values ±scale that codes stand for, where there is one scale.
 
     Args:
-        kernel: latent weights [K, N].
-        quantizers: label → quantiser of weights.
+        matrices: label → latent weights [K, N] and their quantiser.
         title: stands above the picture.
 
     Raises:
-        UserError: the kernel is not a matrix, or a quantiser has no codes.
+        UserError: a kernel is not a matrix, or a quantiser has no codes.
     """
-    w = _matrix(kernel)
-    figure = new_figure(1 + 3.2 * len(quantizers), 4.6, title)
-    panels = figure.subplots(2, len(quantizers), squeeze=False, sharex="row", sharey="row", height_ratios=(2, 1))
-    bins = np.linspace(w.min(), w.max(), _BINS + 1)
-    for column, (label, config) in zip(panels.T, quantizers.items(), strict=True):
+    kernels = {label: _matrix(kernel) for label, (kernel, _) in matrices.items()}
+    figure = new_figure(1 + 3.2 * len(matrices), 4.6, title)
+    panels = figure.subplots(2, len(matrices), squeeze=False, sharex="row", sharey="row", height_ratios=(2, 1))
+    bins = np.linspace(min(w.min() for w in kernels.values()), max(w.max() for w in kernels.values()), _BINS + 1)
+    for column, (label, (_, config)) in zip(panels.T, matrices.items(), strict=True):
+        w = kernels[label]
         codes, scale = _quantized(w, config)
         groups = [w[codes == code] for code in (-1, 0, 1)]
         column[0].hist(groups, bins, stacked=True, color=CODES, label=("-1", "0", "+1"))
@@ -133,7 +133,7 @@ def latent_histograms(history: Mapping[int, Any], config: QuantConfig, title: st
     figure = new_figure(7.5, 4, title)
     axes = figure.subplots()
     colours, norm = colormaps["viridis"], Normalize(min(history), max(history))
-    bins = np.linspace(-4, 4, 2 * _BINS + 1)
+    bins = np.linspace(-4, 4, _BINS + 1)
     for step, kernel in sorted(history.items()):
         w = _matrix(kernel)
         scaled = w / _one_scale(w, config, "of the history")

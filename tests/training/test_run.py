@@ -1,0 +1,71 @@
+"""A run from its configuration alone is the run of its parts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_jax.config import DataConfig, TrainConfig
+from bitnet_jax.data import Batches, prepare
+from bitnet_jax.errors import UserError
+from bitnet_jax.evaluation import evaluator
+from bitnet_jax.training import logs, loop, run_directory
+from bitnet_jax.training.run import prepare_run, train_run
+from tests.training.runs import TIME, losses, small_config
+
+VOCAB = 300
+
+
+@pytest.fixture(name="config")
+def a_config(tmp_path: Path) -> TrainConfig:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{number} is followed by {number + 1}.\n" for number in range(400)))
+    config = small_config(steps=4, output_eval_every=2, output_eval_windows=3)
+    data = DataConfig(source=str(text), tokenizer="bytes", seq_len=TIME, cache_dir=str(tmp_path / "cache"))
+    return replace(config, model=replace(config.model, vocab_size=VOCAB), data=data)
+
+
+def test_it_is_the_run_of_its_parts(config: TrainConfig, tmp_path: Path) -> None:
+    data = prepare(config.data, vocab_size=VOCAB)
+    ids = data.validation.ids
+    held_out = evaluator(config.model, ids, window=TIME, text_bytes=data.validation.text_bytes, max_tokens=3 * TIME + 1)
+    batches = Batches(data.train.ids, seq_len=TIME, batch_size=config.batch_size, seed=config.seed)
+    loop.train(config, tmp_path / "parts", batches, evaluate=held_out)
+    batches.close()
+    summary = train_run(config, tmp_path / "whole")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    evaluations = [
+        [line for line in logs.read(tmp_path / name / run_directory.METRICS) if line["kind"] == "evaluation"] for name in ("whole", "parts")
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert [line["step"] for line in evaluations[0]] == [2, 4]
+    assert summary.evaluation["validation_loss"] == evaluations[0][-1]["validation_loss"]
+    assert (tmp_path / "whole" / "tokenizer.json").read_text() == data.tokenizer.to_json()
+
+
+def test_what_is_measured_is_logged_beside_the_held_out_text(config: TrainConfig, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def measure(params: Any) -> dict[str, float]:
+        seen.append(params["embed"])
+        return {"looked": float(len(seen))}
+
+    summary = train_run(config, tmp_path / "run", data=prepare_run(config, tmp_path / "run"), measure=measure)
+    lines = [line for line in logs.read(tmp_path / "run" / run_directory.METRICS) if line["kind"] == "evaluation"]
+    assert [line["looked"] for line in lines] == [1, 2]
+    assert summary.evaluation["looked"] == 2
+    assert "validation_loss" in lines[0]
+
+
+def test_a_run_goes_on_with_its_own_tokenizer(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, data=replace(config.data, tokenizer="bpe"))
+    train_run(config, tmp_path / "run")
+    kept = tmp_path / "run" / "tokenizer.json"
+    text = kept.read_text()
+    assert prepare_run(config, tmp_path / "run").tokenizer.to_json() == text
+    assert train_run(config, tmp_path / "run").first_step == config.steps
+    kept.write_text(prepare(replace(config.data, tokenizer="bytes"), vocab_size=VOCAB).tokenizer.to_json())
+    assert prepare_run(config, tmp_path / "run").tokenizer.to_json() != text
+    with pytest.raises(UserError, match="holds a run already"):
+        train_run(config, tmp_path / "run", resume=False)
