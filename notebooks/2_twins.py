@@ -137,8 +137,8 @@ print(f"equal: {parity.weights:,} codes, {parity.accumulators:,} integer sums, {
 # %% [markdown]
 # ## Bytes
 #
-# Whole files, embedding and tokenizer included. A model as small as this one is mostly embedding; the larger it is, the nearer its file
-# comes to the bits of its linear layers.
+# Whole files, embedding and tokenizer included. Of a packed model as small as this one most is embedding; the larger it is, the nearer
+# its file comes to the bits of its linear layers.
 
 # %%
 files = {

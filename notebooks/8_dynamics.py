@@ -50,13 +50,13 @@ if SMOKE:  # text that every Python has, and next to no model
     STEPS, BATCH, WINDOWS = 12, 4, 4
 else:
     MODEL = bj.ModelConfig.preset("ladder-0.2m")
-    DATA = bj.DataConfig(source="shakespeare", seq_len=64)
-    STEPS, BATCH, WINDOWS = 480, 16, 64
+    DATA = bj.DataConfig(source="shakespeare", tokenizer="bytes", seq_len=64)
+    STEPS, BATCH, WINDOWS = 960, 4, 128
 
 two_stage = bj.TrainConfig(
     model=MODEL,
     data=DATA,
-    optimizer=bj.OptimizerConfig(learning_rate=1.2e-2, second_learning_rate=6e-3, final_learning_rate=1e-4, warmup_steps=STEPS // 10),
+    optimizer=bj.OptimizerConfig(learning_rate=3e-2, second_learning_rate=1e-2, final_learning_rate=1e-4, warmup_steps=STEPS // 10),
     output=bj.OutputConfig(log_every=1, eval_every=max(1, STEPS // 24), eval_windows=WINDOWS, checkpoint_every=STEPS, tensorboard=False),
     steps=STEPS,
     batch_size=BATCH,
@@ -101,17 +101,20 @@ for label, run in runs.items():
 # %% [markdown]
 # ## The S-curve
 #
-# A high learning rate keeps the codes moving, and the loss high. Where the rate falls at the switch, so does the loss, faster than
-# before: the curve is shaped like an S, and the lead that one stage had shrinks.
+# At a high learning rate the loss stalls: the steps are too large to settle. Where the rate jumps down, the loss falls at once, and the
+# curve has the shape of an S. Smaller steps gain less from then on, and the single line, whose rate falls all the way, catches up. In so
+# short a run of so small a model it may well end lower; which schedule is better is a question for several seeds, as in notebook 3, and
+# for longer runs.
 
 # %%
-plotting.logged(folders, ["loss", "validation_loss", "learning_rate"], "The S-curve of two stages")
+plotting.logged(folders, ["validation_loss", "learning_rate"], "The S-curve of two stages")
 
 # %% [markdown]
 # ## Flips
 #
-# A flip is a code that is not what it was one step before. Their number follows the learning rate, down to the jump at the switch. Below
-# it is the share of codes that are not what they were before the first step: most flips are back and forth over a threshold.
+# A flip is a code that is not what it was one step before. Their number follows the learning rate, down to the jump at the switch. The
+# share of codes that are not what they were before the first step soon stops growing, while the flips go on: most of them are back and
+# forth over a threshold.
 
 # %%
 shown = {
@@ -122,7 +125,7 @@ shown = {
 plotting.logged(folders, shown, "Codes on the move")
 
 # %% [markdown]
-# By kind of layer:
+# By kind of layer: the scale follows the weights, so the shares of the three codes move by a few points only, most of it early.
 
 # %%
 plotting.codes_over_time(folders["two stages"], "Codes of the run of two stages")
@@ -131,13 +134,13 @@ plotting.codes_over_time(folders["two stages"], "Codes of the run of two stages"
 # ## Latent weights
 #
 # One matrix, in units of its scale. Between the dashed lines the code is 0. The gradient of a latent weight is that of its rounded value,
-# so nothing holds it where it is unless the loss is indifferent.
+# so there is nothing that draws it to one of the three values: the weights spread over the thresholds as they did at the beginning.
 
 # %%
 plotting.latent_histograms(histories["two stages"], MODEL.quant, "down of the first block")
 
 # %% [markdown]
-# The same matrix at the beginning and at the end, with its codes:
+# The same matrix at the beginning and at the end, in its own units: the weights have grown, and the scale with them.
 
 # %%
 history = histories["two stages"]

@@ -156,7 +156,7 @@ def over_seeds(numbers: Mapping[str, Sequence[float]], unit: str, title: str = "
     left.set_yticks(range(len(numbers)), list(numbers))
     left.set_ylim(len(numbers) - 0.5, -0.5)
     left.set_xlabel(unit)
-    right.set_xlabel("the same, less the first's of that seed")
+    right.set_xlabel("difference from the first of the same seed")
     right.axvline(0, linewidth=0.8, color="0.4", zorder=0)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)

@@ -107,7 +107,7 @@ def test_schedules_are_those_of_the_optimiser() -> None:
 def test_seeds_are_shown_with_mean_and_spread_and_compared_one_by_one() -> None:
     left, right = drawn(plotting.over_seeds({"base": [1.0, 2, 3], "change": [2.0, 3, 4]}, "nats")).axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["base", "change"]
-    assert (left.get_xlabel(), right.get_xlabel()) == ("nats", "the same, less the first's of that seed")
+    assert (left.get_xlabel(), right.get_xlabel()) == ("nats", "difference from the first of the same seed")
 
     def marks(axes: Any) -> list[float]:
         return [float(bar[0].get_xdata()[0]) for bar in axes.containers]
