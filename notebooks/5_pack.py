@@ -151,8 +151,9 @@ plotting.file_layout(work / "model.safetensors", f"model.safetensors, {size:,} b
 # ## Other formats
 #
 # `convert` writes a model leaf by leaf, reads the result back, and keeps it only where weights, logits and greedy tokens are those of the
-# source: GGUF for bitnet.cpp (I2_S) and llama.cpp (TQ2_0, TQ1_0), a folder for transformers, and StableHLO: compiled programs beside the
-# weights, which run with jax and numpy alone.
+# source, but for what the format itself rounds (GGUF here: the embedding, to float16). GGUF of type I2_S is for bitnet.cpp; TQ1_0 and TQ2_0
+# are for the models that llama.cpp computes. The folder is for transformers. StableHLO is compiled programs beside the weights, which run
+# with jax and numpy alone.
 
 # %%
 formats = {
@@ -163,9 +164,6 @@ formats = {
     "GGUF\ni2_s": ("i2_s.gguf", Format.GGUF, Options(type="i2_s")),
     "StableHLO": ("stablehlo", Format.STABLEHLO, Options(platforms=("cpu",), capacity=64)),
 }
-if not SMOKE:
-    formats["GGUF\ntq2_0"] = ("tq2_0.gguf", Format.GGUF, Options(type="tq2_0"))
-    formats["GGUF\ntq1_0"] = ("tq1_0.gguf", Format.GGUF, Options(type="tq1_0"))
 source = model.weights()
 written = {}
 for name, (file, kind, options) in formats.items():
