@@ -70,7 +70,7 @@ x = jnp.asarray((rng.normal(size=(64, K)) * 10 ** rng.uniform(-1, 1, (64, 1))).a
 def rounding_error(bits, over):
     """Error of each token relative to the token."""
     rounded = quant.fake_quantize_activations(x, QuantConfig(activation=over, activation_bits=bits))
-    return np.asarray(jnp.linalg.norm(rounded - x, axis=1) / jnp.linalg.norm(x, axis=1))
+    return (jnp.linalg.norm(rounded - x, axis=1) / jnp.linalg.norm(x, axis=1)).tolist()
 
 
 over = {"a scale for each token": ActivationQuantizer.PER_TOKEN, "one scale for all": ActivationQuantizer.PER_TENSOR}

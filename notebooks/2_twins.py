@@ -32,6 +32,7 @@ import treescope
 import bitnet_jax as bj
 from bitnet_jax import config, plotting, statistics
 from bitnet_jax.config import DType
+from bitnet_jax.evaluation import evaluator
 from bitnet_jax.formats import model_file
 from bitnet_jax.params import LINEAR
 from kernels_pallas import Encoding
@@ -93,9 +94,9 @@ held_out = bj.prepare(DATA, vocab_size=MODEL.vocab_size).validation
 
 def bits_per_byte(params, configuration):
     """On the held-out text; in smoke mode on its beginning."""
-    ids = held_out.ids[: WINDOWS * DATA.seq_len] if SMOKE else held_out.ids
-    share = len(ids) / len(held_out.ids)
-    return bj.perplexity(params, configuration, ids, window=DATA.seq_len, text_bytes=share * held_out.text_bytes).bits_per_byte
+    beginning = WINDOWS * DATA.seq_len if SMOKE else None
+    evaluate = evaluator(configuration, held_out.ids, window=DATA.seq_len, text_bytes=held_out.text_bytes, max_tokens=beginning)
+    return evaluate(params)["validation_bits_per_byte"]
 
 
 found = {label: bits_per_byte(model.params, model.config) for label, model in trained.items()}

@@ -26,14 +26,13 @@ from bitnet_jax import compilation
 
 compilation.keep_programs()  # what is compiled once is found again the next time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import bitnet_jax as bj
 from bitnet_jax import plotting
 from bitnet_jax.config import Schedule
-from bitnet_jax.training import codes
+from bitnet_jax.training import codes, loop
+from bitnet_jax.training.optimizer import make_optimizer
 
 RUNS = Path(tempfile.mkdtemp())  # in a folder of your own, the runs are kept, and go on where they were
 
@@ -80,15 +79,15 @@ def kernel(parameters):
 
 def watch(run, history):
     """The function that looks on at `run`, and puts a matrix into `history` at every evaluation."""
-    tokens = jnp.zeros((1, run.data.seq_len), jnp.int32)
-    beginning = bj.Transformer(run.model).init(jax.random.key(run.seed), tokens)["params"]  # what the run begins with
+    beginning = loop.init_run(run, make_optimizer(run.optimizer, run.steps)).params
     first = codes.snapshot(beginning, run.model)
     history[0] = kernel(beginning)
 
     def measure(parameters):
         history[len(history) * run.output.eval_every] = kernel(parameters)
         counts = codes.summarize(codes.count(codes.snapshot(parameters, run.model), first))
-        return {"changed_codes": counts.flips / counts.weights}
+        assert counts is not None  # for the model is ternary
+        return {"changed_codes": (counts.flips or 0) / counts.weights}
 
     return measure
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from bitnet_jax.config import OptimizerConfig
@@ -115,7 +116,7 @@ def schedule(optimizers: Mapping[str, OptimizerConfig], steps: int, title: str =
     """
     figure = new_figure(9, 3.2, title)
     left, right = figure.subplots(1, 2)
-    updates = np.arange(1, steps + 1)
+    updates = jnp.arange(1, steps + 1)
     for label, config in optimizers.items():
         for axes, rate in ((left, schedules.learning_rate), (right, schedules.weight_decay)):
             axes.plot(updates, np.asarray(rate(config, steps)(updates)), linewidth=1.2, label=label)
