@@ -17,7 +17,7 @@ from bitnet_jax import costs
 from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
-from experiments import figures
+from experiments import figures, papers
 from experiments.cells import read_results
 from experiments.configs import ablations as ablation_cells
 from experiments.configs import scaling as scaling_cells
@@ -31,6 +31,9 @@ def main() -> None:
     figure = figures.scaling_figure(RESULTS / "scaling")
     if figure is not None:
         figure.savefig(RESULTS / "scaling" / "scaling.png", dpi=110)
+    (RESULTS / "papers").mkdir(exist_ok=True)
+    figures.energy_figure().savefig(RESULTS / "papers" / "energy.png", dpi=90)
+    figures.memory_figure().savefig(RESULTS / "papers" / "memory.png", dpi=90)
     path = ROOT / "README.md"
     path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -216,6 +219,66 @@ def kernels_tpu() -> str:
     return "\n".join(lines)
 
 
+def energy() -> str:
+    """Printed energies beside those of `costs.energy`. By formula: it needs no results."""
+    lines = ["| size | fp16, J | BitNet, J | ratio | b1, Figure 1 | b1.58, Figure 3 |", "|---|---:|---:|---:|---:|---:|"]
+    for size in papers.B1_SHAPES:
+        full, ternary = papers.joules(size)
+        printed = " | ".join(str(ratios.get(size, "")) for ratios in (papers.B1_RATIOS, papers.B158_RATIOS))
+        lines.append(f"| {size} | {full:.4g} | {ternary:.4g} | {full / ternary:.1f} | {printed} |")
+    lines += ["", "| 2B4T, Table 1 | J | printed | GB of the linear layers | printed |", "|---|---:|---:|---:|---:|"]
+    for name, row in papers.TABLE_2B4T.items():
+        lines.append(f"| {name} | {costs.energy(row.config).total:.4f} | {row.joules} | {row.weights:.2f} | {row.memory} |")
+    lines += [
+        "",
+        "Additions and multiplications of 512 tokens at 7 nm, without embedding, head and the energy of moving data. Shapes are b1's: what "
+        "b1.58 calls 3B and 7B are 2.7b and 6.7b. 1.3b and 2.7b come out 0.1 below the print because the formula scales the input of "
+        f"q, k and v three times; scaled once they are {papers.ratio_scaled_once('1.3b'):.2f} and {papers.ratio_scaled_once('2.7b'):.2f}. "
+        "GB are 1.58 or 16 bits for each weight of the linear layers.",
+        "",
+        "![energy against size, by formula and in the papers](experiments/results/papers/energy.png)",
+    ]
+    return "\n".join(lines)
+
+
+def memory() -> str:
+    """Printed memory beside that of the weights, and the batches that fit. By formula: it needs no results."""
+    lines = [
+        "| size | LLaMA fp16, GB | weights | difference | b1.58, GB | weights | difference |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    gaps = []
+    for size, (full, ternary) in papers.B158_MEMORY.items():
+        weights = papers.weights(size)
+        left = "" if full is None else f"{full} | {weights[0]:.2f} | {full - weights[0]:.2f}"
+        lines.append(f"| {size} | {left or f' | {weights[0]:.2f} | '} | {ternary} | {weights[1]:.2f} | {ternary - weights[1]:.2f} |")
+        if full is not None:
+            gaps.append(abs((full - weights[0]) - (ternary - weights[1])))
+    cards = papers.card_memory()
+    batches = {name: cards.batch(model) for name, model in zip(papers.BATCHES, papers.B158_MEMORY["70b"], strict=True) if model is not None}
+    spectra = [round(ours, 2) == printed for size in papers.SPECTRA_BITS for ours, printed in _spectra(size)]
+    lines += [
+        "",
+        "In GB: b1.58, Table 1, and read from Figure 2 from 7b on. Weights are 2 bits in linear layers, fp16 in embedding and head. "
+        "What is left over (cache, activations, program: the paper does not say) is the same on both sides to "
+        f"{max(gaps):.2f} GB: the weights explain what the two differ by. The shape of 70b is LLaMA's of 65B; LLaMA-2's would take "
+        "138 GB, more than is printed.",
+        "",
+        f"Batch at 70B on two cards of 80 GB (b1.58, Table 3: 16 and 176): {batches['fp16']} and {batches['b1.58']}, by floor((usable - "
+        f"model) / sequence). The two printed numbers fix its two constants: {cards.usable:.0f} GB usable, and {cards.sequence:.3f} GB for "
+        f"512 tokens, of which keys and values of 8 bits take {cards.cache:.3f}.",
+        "",
+        f"Spectra's sizes in bits (1.58 a ternary weight, 16 any other): {sum(spectra)} of {len(spectra)} to the printed digits.",
+        "",
+        "![memory against size, by formula and in the papers](experiments/results/papers/memory.png)",
+    ]
+    return "\n".join(lines)
+
+
+def _spectra(size: str) -> list[tuple[float, float]]:
+    return list(zip(papers.spectra_bits(size), papers.SPECTRA_BITS[size], strict=True))
+
+
 def scaling() -> str:
     """Loss of a BitNet and its twin by size, and the law fitted to both."""
     folder = RESULTS / "scaling"
@@ -308,9 +371,13 @@ TABLES = {
     "lossless": lossless,
     "cpu": cpu,
     "kernels_tpu": kernels_tpu,
+    "energy": energy,
+    "memory": memory,
     "scaling": scaling,
     "ablations": ablations,
 }
+BY_FORMULA = ("energy", "memory")
+"""Tables that are of no run."""
 
 
 def _read(path: Path) -> dict[str, Any]:

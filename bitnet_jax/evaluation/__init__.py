@@ -1,9 +1,11 @@
-"""How well a model predicts text.
+"""How well a model predicts text, and what goes on inside it meanwhile.
 
-perplexity     over all tokens of a text, with a stated window and stride; Perplexity
-evaluator      the same as a function of the parameters, for the training loop
+perplexity              over all tokens of a text, with a stated window and stride; Perplexity
+evaluator               the same as a function of the parameters, for the training loop
+activation_statistics   ranges, outliers and zeros of what the linear layers multiply; ActivationStatistics
 """
 
+from bitnet_jax.evaluation.activations import ActivationStatistics, activation_statistics
 from bitnet_jax.evaluation.perplexity import Perplexity, evaluator, perplexity
 
-__all__ = ["Perplexity", "evaluator", "perplexity"]
+__all__ = ["ActivationStatistics", "Perplexity", "activation_statistics", "evaluator", "perplexity"]

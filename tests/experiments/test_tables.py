@@ -1,12 +1,14 @@
 """The README's numbers are those of the result files."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from bitnet_jax import costs
 from bitnet_jax.config import Linear
-from experiments import figures, tables
+from experiments import figures, papers, tables
 from experiments.configs import scaling
 from experiments.fit import Law
 
@@ -18,7 +20,7 @@ def test_the_readme_is_what_the_results_say():
     assert tables.render(text) == text
 
 
-@pytest.mark.parametrize("name", tables.TABLES)
+@pytest.mark.parametrize("name", sorted(tables.TABLES.keys() - set(tables.BY_FORMULA)))
 def test_what_was_not_run_says_so(name, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert "not run" in tables.TABLES[name]()
@@ -27,6 +29,50 @@ def test_what_was_not_run_says_so(name, monkeypatch, tmp_path):
 def test_a_wrong_number_is_put_right():
     text = "before\n<!-- table: throughput -->\n| 0.01 |\n<!-- end -->\nafter"
     assert tables.render(text) == f"before\n<!-- table: throughput -->\n{tables.throughput()}\n<!-- end -->\nafter"
+
+
+@pytest.mark.parametrize("name", tables.BY_FORMULA)
+def test_what_follows_from_formulas_needs_no_results(name, monkeypatch, tmp_path):
+    text = tables.TABLES[name]()
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.TABLES[name]() == text
+    assert "not run" not in text
+
+
+@pytest.mark.parametrize("line", ["| 13b | 3.275 | 0.09943 | 32.9 | 32.9 | 32.9 |", "| LLaMA-3.2-1B | 0.2577 | 0.258 | 1.95 | 2 |"])
+def test_the_energy_table_has_formula_and_print(line):
+    assert line in tables.energy().splitlines()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n| 700m | 2.08 | 1.56 | 0.52 | 0.8 | 0.37 | 0.43 |\n",
+        "\n| 3.9b |  | 8.93 |  | 2.38 | 1.47 | 0.91 |\n",
+        " on both sides to 0.09 GB",
+        "(b1.58, Table 3: 16 and 176): 16 and 176,",
+        "17 of 18 to the printed digits",
+    ],
+)
+def test_the_memory_table_has_print_weights_and_what_is_left_over(text):
+    assert text in tables.memory()
+
+
+def test_the_figures_of_formulas_hold_formula_and_print(tmp_path):
+    left, ratios, table = figures.energy_figure().axes
+    np.testing.assert_allclose(ratios.lines[0].get_ydata(), [papers.joules(size)[0] / papers.joules(size)[1] for size in papers.B1_SHAPES])
+    assert list(ratios.lines[1].get_ydata()) == list(papers.B1_RATIOS.values())
+    assert list(ratios.lines[2].get_ydata()) == list(papers.B158_RATIOS.values())
+    # The same sizes stand at the same place, whatever they are taken from.
+    assert set(ratios.lines[1].get_xdata()) | set(ratios.lines[2].get_xdata()) == set(ratios.lines[0].get_xdata())
+    assert set(left.lines[1].get_xdata()) < set(left.lines[0].get_xdata())
+    assert [bar.get_width() for bar in table.patches] == pytest.approx(list(table.lines[0].get_xdata()), rel=0.01)
+    gb, rest, _ = figures.memory_figure().axes
+    assert list(gb.lines[2].get_ydata()) == [papers.weights(size)[1] for size in papers.B158_SHAPES]
+    assert list(gb.lines[3].get_ydata()) == [pair[1] for pair in papers.B158_MEMORY.values()]
+    assert len(rest.lines[0].get_ydata()) == len(papers.B158_MEMORY) - 1
+    for name, figure in (("energy", figures.energy_figure()), ("memory", figures.memory_figure())):
+        figure.savefig(tmp_path / f"{name}.png")
 
 
 @pytest.fixture
@@ -80,6 +126,34 @@ def test_the_scaling_figure_is_drawn_with_and_without_a_fit(swept, tmp_path):
     for path in swept.glob("*.json"):
         path.unlink()
     assert figures.scaling_figure(swept) is None
+
+
+def test_the_sweep_is_drawn_with_the_best_rate_ringed(swept, tmp_path):
+    figure = figures.sweep_figure(swept)
+    figure.savefig(tmp_path / "sweep.png")
+    for axes, best in zip(figure.axes, (6e-3, 3e-3), strict=True):
+        rings = axes.lines[1::2]
+        assert len(rings) == len(scaling.SIZES)
+        assert {line.get_xdata()[0] for line in rings} == {best}
+        for curve, ring in zip(axes.lines[::2], rings, strict=True):
+            assert ring.get_ydata()[0] == min(curve.get_ydata())
+    for path in swept.glob("*.json"):
+        path.unlink()
+    assert figures.sweep_figure(swept) is None
+
+
+def test_the_example_meets_b1s_own_curves_and_what_they_predict(tmp_path):
+    fits = figures.b1_fits()
+    assert fits["bitnet"].law.b == pytest.approx(-0.3910, abs=1e-3)
+    assert fits["twin"].law.b == pytest.approx(-0.3994, abs=1e-3)
+    for one, c in zip(fits.values(), (3.7862, 3.7330), strict=True):
+        assert one.law.c / math.log(2) == pytest.approx(c, abs=1e-3)
+    assert float(fits["bitnet"].law(100e9) - fits["twin"].law(100e9)) / math.log(2) == pytest.approx(0.09, abs=5e-3)  # section 4.1
+    for size, bits in figures.B1_LARGER.items():
+        assert float(fits["bitnet"].law(size)) / math.log(2) == pytest.approx(bits, abs=0.025)
+    figures.b1_figure().savefig(tmp_path / "b1.png")
+    (axes,) = figures.coefficients_figure(fits, "Example").axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), fits["bitnet"].draws[:, 2])
 
 
 def test_the_ablation_table_compares_equal_seeds(tmp_path, monkeypatch):
