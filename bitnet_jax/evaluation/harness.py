@@ -173,12 +173,15 @@ def _model_class() -> type:
             """The answers of the file, and those of `compute`, which are kept there and with the harness's own cache, if it has one."""
             answers = self._.answers
             kept = [answers is not None and not (kind == "generate_until" and _drawn(request.args[1])) for request in requests]
-            found = [answers.get(kind, request.args) if answers and keep else None for request, keep in zip(requests, kept, strict=True)]
+            found = [
+                answers.get(kind, request.args) if answers is not None and keep else None
+                for request, keep in zip(requests, kept, strict=True)
+            ]
             missing = [number for number, answer in enumerate(found) if answer is None]
             for done, (number, answer) in enumerate(compute([requests[number] for number in missing]), 1):
                 number = missing[number]
                 found[number] = answer
-                if answers and kept[number]:
+                if answers is not None and kept[number]:
                     answers.put(kind, requests[number].args, answer)
                 self.cache_hook.add_partial(kind, requests[number].args, answer)
                 self._.progress("texts" if kind == "generate_until" else "likelihoods", done, len(missing))

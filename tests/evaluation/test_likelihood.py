@@ -37,7 +37,8 @@ def packed():
 
 @functools.cache
 def forward():
-    return jax.jit(lambda ids: Transformer(CONFIG).apply({"params": latent()}, ids).logits)
+    tree = latent()
+    return jax.jit(lambda ids: Transformer(CONFIG).apply({"params": tree}, ids).logits)
 
 
 @functools.cache
