@@ -315,6 +315,21 @@ def test_limits_and_examples_before_a_question(folder, caplog):
 
 
 @needs_lm_eval
+def test_a_chat_stands_around_questions_and_examples(folder, monkeypatch):
+    from bitnet_jax.inference import chat_template
+
+    monkeypatch.setattr(chat_template, "render", lambda template, messages, **_: "|".join(one["content"] for one in messages))
+    asked = []
+    chatting = model(chat_template="any")
+    monkeypatch.setattr(type(chatting), "_pair", lambda self, context, continuation: asked.append(context) or ([1], [2]))
+    tasks.evaluate(chatting, ["choose"], include_path=folder, limit=1, num_fewshot=1, chat=True)
+    assert asked == [asked[0]] * 3
+    example, answer, question = asked[0].split("|")
+    assert (example, answer) in {(one["question"], one["choices"][one["answer"]]) for one in QUESTIONS}
+    assert question == QUESTIONS[0]["question"]
+
+
+@needs_lm_eval
 def test_a_task_may_be_a_file_or_a_pattern(folder):
     for name in (str(folder / "choose.yaml"), "ch*"):
         assert [score.task for score in tasks.table(tasks.evaluate(model(), [name], include_path=folder, limit=1))] == ["choose"]
