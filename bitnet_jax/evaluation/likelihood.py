@@ -9,7 +9,7 @@ cost one forward pass. Equal requests are one.
 continuation's tokens and the most probable token at their places.
 
 **Few programs.** Rows are sorted by length and padded, on the right, to one of two lengths in every doubling (… 64, 96, 128, 192, …);
-continuations, and those that share a row, to powers of two.
+continuations of more than one token to 8, 16, 32, …; the number of those that share a row to a power of two.
 """
 
 import functools
@@ -30,8 +30,8 @@ from bitnet_jax.transformer import Output, Transformer
 
 _LOGITS = 1 << 26
 """Logits of a batch at most where its size is not given: 256 MiB."""
-_TOKENS = 1 << 13
-"""Tokens fed at a time at most where the size of a batch is not given; more do not make a token cheaper."""
+_TOKENS_ON_CPU, _TOKENS = 1 << 9, 1 << 13
+"""Tokens fed at a time at most where the size of a batch is not given: a CPU computes more of them no faster."""
 _UNSCORED = -1
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -85,7 +85,7 @@ def likelihoods(
         params: latent or packed parameters.
         config: the model's configuration.
         pairs: contexts of at least one token, and continuations of at least one and at most `config.max_seq_len`.
-        batch_size: rows computed at a time; None is what fits: 256 MiB of logits, 8192 tokens.
+        batch_size: rows computed at a time; None is what fits: 256 MiB of logits, and 512 tokens on a CPU or 8192 elsewhere.
         vocabulary: ids from this one on are never the most probable; None is `config.vocab_size`. Probabilities are over all ids.
         implementation: name of the `ternary_matmul` implementation for packed parameters; None chooses.
 
@@ -97,14 +97,15 @@ def likelihoods(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     rows = _rows(pairs, config)
-    longest = _power(max((row.scored for row in rows), default=1))
+    longest = _columns(max((row.scored for row in rows), default=1))
     program = _program(config.for_inference, vocabulary or config.vocab_size, implementation)
     params = jax.device_put(params)
+    tokens = _TOKENS_ON_CPU if jax.default_backend() == "cpu" else _TOKENS
     waiting = None
     start = 0
     while start < len(rows):
         time = min(_length(len(rows[start].inputs)), config.max_seq_len)
-        most = batch_size or max(1, min(_TOKENS // time, _LOGITS // (longest * config.vocab_size)))
+        most = batch_size or max(1, min(tokens // time, _LOGITS // (longest * config.vocab_size)))
         batch = rows[start : start + min(most, len(rows) - start)]
         arrays = _arrays(batch, time, min(most, _power(len(batch))))
         run, _ = program.prepare(params, *arrays)
@@ -160,7 +161,7 @@ def _arrays(batch: Sequence[_Row], time: int, size: int) -> tuple[np.ndarray, np
 
     Continuations end in the last column, for that is where those that share a row meet. What no continuation needs has target -1.
     """
-    scored = min(_power(max(row.scored for row in batch)), time)
+    scored = min(_columns(max(row.scored for row in batch)), time)
     inputs = np.zeros((size, time), np.int32)
     positions = np.zeros((size, scored), np.int32)
     targets = np.full((size, scored, _power(max(len(row.requests) for row in batch))), _UNSCORED, np.int32)
@@ -191,6 +192,11 @@ def _length(size: int) -> int:
     """The smallest of 16, 32, 48, 64, 96, 128, 192, … that is not below `size`: two to every doubling from 32 on."""
     step = max(16, _power(size) >> 2)
     return -(-size // step) * step
+
+
+def _columns(size: int) -> int:
+    """1, or the smallest of 8, 16, 32, … that is not below `size`."""
+    return 1 if size == 1 else max(8, _power(size))
 
 
 def _power(size: int) -> int:
