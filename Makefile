@@ -3,6 +3,7 @@
 # make test-quick        without the slow ones
 # make test-huge         those that take minutes and gigabytes, and are left out of the others
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
+# make test-harness      tasks of lm-evaluation-harness, for which 44 more packages (300 MB) are installed first
 # make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
 # make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (AOT_TESTS= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
@@ -26,7 +27,7 @@ REQUIREMENTS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-quick test-huge test-native test-gpu-aot test-tpu-aot test-aot lint types format notebooks setup clean clean-all
+.PHONY: help quickstart test test-quick test-huge test-native test-harness test-gpu-aot test-tpu-aot test-aot lint types format notebooks setup clean clean-all
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -47,6 +48,10 @@ test-huge: $(VENV)/.installed-test
 
 test-native: $(VENV)/.installed-test
 	@$(BIN)/python tests/cpu/check_native.py $(NATIVE)
+
+# Other tests pass with and without these packages.
+test-harness: $(VENV)/.installed-test $(VENV)/.installed-lm-eval
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/evaluation/test_harness.py tests/cli/test_eval_tasks.py
 
 # Environments of their own, since every program of one that has libtpu or a CUDA plug-in looks for their devices first.
 test-gpu-aot test-tpu-aot: test-%-aot:
@@ -107,6 +112,9 @@ $(VENV)/.installed: $(REQUIREMENTS)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call install,[test])
+
+$(VENV)/.installed-lm-eval: $(VENV)/.installed
+	$(call install,[lm-eval])
 
 $(VENV)/.installed-gpu-aot: $(VENV)/.installed
 	$(call install,[gpu-aot])

@@ -59,9 +59,9 @@ class Output:
     """What a forward pass gives.
 
     Attributes:
-        logits: [B, T, V], or [B, 1, V] where `last` was given, in `config.logits_dtype`.
+        logits: [B, T, V], or [B, n, V] where `last` was given (n = 1 for one of each row), in `config.logits_dtype`.
         cache: the cache with the new tokens in it; None where none was given.
-        hidden: output of the final norm [B, T, D], or [B, 1, D] where `last` was given.
+        hidden: output of the final norm [B, T, D], or [B, n, D] where `last` was given.
     """
 
     logits: Float[Array, "B T V"]
@@ -110,13 +110,13 @@ class Transformer(nn.Module):
     gather: Gather = field(default=Gather.LATENT, kw_only=True)
 
     @nn.compact
-    def __call__(self, tokens: Tokens, cache: KVCache | None = None, last: Lengths | None = None) -> Output:
+    def __call__(self, tokens: Tokens, cache: KVCache | None = None, last: Lengths | Positions | None = None) -> Output:
         """Logits of the next token at every position.
 
         Args:
             tokens: [B, T] int32, appended behind the `cache.length` tokens of each row.
             cache: keys and values of earlier tokens, with room for T more; None starts at position 0 and keeps nothing.
-            last: [B] index into T; logits are computed at that position of each row alone.
+            last: [B] or [B, n] indices into T; logits are computed at that position, or those, of each row alone.
         """
         config = self.config
         batch, time = tokens.shape
@@ -130,7 +130,7 @@ class Transformer(nn.Module):
         native = cache is not None and cpu.runs(self.implementation)
         x, kept = self._blocks((x, kept), positions, native)
         if last is not None:
-            x = jnp.take_along_axis(x, last[:, None, None], 1)
+            x = jnp.take_along_axis(x, last.reshape(batch, -1, 1), 1)
         hidden = cast(Hidden, Norm(config, name="final_norm")(x))
         head = embedding if config.tie_embeddings else Head(config, name="head")()
         if native and hidden.shape[0] * hidden.shape[1] <= _FEW_ROWS:

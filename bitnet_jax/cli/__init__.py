@@ -16,7 +16,7 @@ from bitnet_jax.memory import keep_freed_memory
 COMMANDS = {
     "quickstart": "train a small ternary model and its full-precision twin, pack it, prove it, generate from it",
     "train": "train a model from a preset or a configuration file; an interrupted run goes on where it was",
-    "eval": "perplexity and bits per byte of a model on a text",
+    "eval": "perplexity and bits per byte of a model on a text, or scores in tasks of lm-evaluation-harness",
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "pack": "write a model as one file, with 2 or 1.6 bits a ternary weight",
