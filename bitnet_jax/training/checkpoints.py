@@ -157,19 +157,30 @@ def read_params(directory: Path, target: Params, warn: Warn) -> tuple[Params, in
     Raises:
         UserError: there is no checkpoint, or every one is damaged.
     """
+    items, step = _read_newest(directory, {"params": target}, warn)
+    return items["params"], step
+
+
+def read_state(directory: Path, target: TrainState, warn: Warn) -> TrainState:
+    """All of the state that the newest whole checkpoint holds, as `read_params`, with the same errors."""
+    items, _ = _read_newest(directory, _items(target), warn)
+    return TrainState(params=items["params"], **items["optimizer"])
+
+
+def _read_newest(directory: Path, targets: dict[str, Any], warn: Warn) -> tuple[dict[str, Any], int]:
     if not directory.is_dir():
         raise UserError(f"{directory} holds no checkpoint")
     level = orbax_errors.quieten()
     manager = _open(directory, None)
     try:
-        read = _newest_whole(directory, sorted(manager.all_steps()), lambda step: _read(manager, step, {"params": target}), warn)
+        read = _newest_whole(directory, sorted(manager.all_steps()), lambda step: _read(manager, step, targets), warn)
     finally:
         manager.close()
         logging.getLogger("absl").setLevel(level)
     if read is None:
         raise UserError(f"{directory} holds no checkpoint")
     items, content = read
-    return items["params"], content["step"]
+    return items, content["step"]
 
 
 # --- orbax -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bitnet_jax import costs
-from bitnet_jax.config import NonFinite, TrainConfig
+from bitnet_jax.config import Linear, NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import codes, distributed, run_directory, sharding
 from bitnet_jax.training.checkpoints import Checkpoints
@@ -238,7 +239,9 @@ class _Run:
         """Does the steps that are left, or those until a signal comes."""
         config, output = self.config, self.config.output
         begun = time.perf_counter()
-        train_step = compile_step(config, model_apply(config), self.optimizer, state, batch_spec(config, self.mesh))
+        compiled = partial(compile_step, config, model_apply(config), self.optimizer, state, batch_spec(config, self.mesh))
+        warm = config.optimizer.quant_warmup_steps if config.model.linear is Linear.BIT else 0
+        train_step, warming_step = compiled(), compiled(warming=True) if self.first + 1 < warm else None
         self.compile_seconds = time.perf_counter() - begun
         self.reporter.compiled(self.compile_seconds)
         if self.first % output.log_every == 0:  # else the codes of the last log are gone, and the first count of flips is null
@@ -247,7 +250,8 @@ class _Run:
 
         pending: _Pending | None = None
         while self.step < config.steps and self.stopping is None:
-            state, metrics = train_step(state, self._batch())
+            do = train_step if warming_step is None or self.step + 1 >= warm else warming_step
+            state, metrics = do(state, self._batch())
             self.step += 1
             done = self.step == config.steps
             caught = None if self.alone else distributed.everywhere(int(self.stop.signal or 0))
@@ -391,7 +395,9 @@ class _Run:
 
 def _check_memory(config: TrainConfig) -> None:
     """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
-    needed = 16 * costs.parameters(config.model).total
+    parameters = costs.parameters(config.model).total
+    what = "parameter, gradient and two moments" + ("" if config.optimizer.ema_decay is None else ", and the average")
+    needed = (16 if config.optimizer.ema_decay is None else 20) * parameters
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is not None:
@@ -400,7 +406,7 @@ def _check_memory(config: TrainConfig) -> None:
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit is not None and needed > limit:
         raise UserError(
-            f"{needed // 16:,} parameters need {needed / 1e9:,.0f} GB to train (parameter, gradient and two moments of 4 bytes each): "
+            f"{parameters:,} parameters need {needed / 1e9:,.0f} GB to train ({what} of 4 bytes each): "
             f"must be at most the {limit / 1e9:,.0f} GB of this machine"
         )
 
@@ -412,11 +418,11 @@ def init_run(config: TrainConfig, optimizer: Optimizer) -> TrainState:
 
 
 def model_apply(config: TrainConfig) -> Apply:
-    """The model as a function of parameters and tokens [B, T] to logits [B, T, V]."""
+    """The model as a function of parameters and tokens [B, T], and of how far it quantises, to logits [B, T, V]."""
     model = Transformer(config.model, gather=config.mesh.gather)
 
-    def apply(params: Params, tokens: jax.Array) -> jax.Array:
-        output = model.apply({"params": params}, tokens)
+    def apply(params: Params, tokens: jax.Array, strength: jax.Array | None = None) -> jax.Array:
+        output = model.apply({"params": params}, tokens, strength=strength)
         assert isinstance(output, Output)
         return output.logits
 
