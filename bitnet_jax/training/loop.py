@@ -1,6 +1,7 @@
 """The training loop: compile once, dispatch a step, fetch the numbers of the one before, log, evaluate, save, resume."""
 
 import contextlib
+import logging
 import os
 import signal
 import statistics
@@ -20,7 +21,7 @@ from bitnet_jax import costs
 from bitnet_jax.config import Linear, NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import codes, distributed, run_directory, sharding
-from bitnet_jax.training.checkpoints import Checkpoints
+from bitnet_jax.training.checkpoints import Checkpoints, Warn, read_state
 from bitnet_jax.training.logs import Line, Logs
 from bitnet_jax.training.optimizer import Optimizer, Params, make_optimizer
 from bitnet_jax.training.report import Quiet, Reporter, RunStart
@@ -45,6 +46,7 @@ class Data(Protocol):
         ...
 
 
+_warn = logging.getLogger("bitnet_jax").warning
 Evaluate = Callable[[Params], Mapping[str, float]]
 """Parameters → numbers to log, such as {"validation_loss": 3.2}."""
 
@@ -415,6 +417,12 @@ def init_run(config: TrainConfig, optimizer: Optimizer) -> TrainState:
     """The state before the first step: parameters drawn from `config.seed`."""
     tokens = jnp.zeros((1, config.data.seq_len), jnp.int32)
     return init_state(Transformer(config.model).init(jax.random.key(config.seed), tokens)["params"], optimizer)
+
+
+def last_state(config: TrainConfig, directory: Path, warn: Warn = _warn) -> TrainState:
+    """The state of the newest whole checkpoint of the run in `directory`; arguments and errors are those of `checkpoints.read_params`."""
+    target = jax.eval_shape(lambda: init_run(config, make_optimizer(config.optimizer, config.steps)))
+    return read_state(directory / run_directory.CHECKPOINTS, target, warn)
 
 
 def model_apply(config: TrainConfig) -> Apply:
