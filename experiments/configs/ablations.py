@@ -32,6 +32,7 @@ from experiments.configs import scaling
 STEPS = 512
 SEEDS = (0, 1, 2)
 RATE = {"bitnet": 6e-3, "twin": 3e-3}
+"""The best of the sweeps of `scaling` at the sizes below this one: of 1m for the BitNet, of 0.5m for the twin."""
 BASE = scaling.small("ladder-3m", num_layers=2)
 """Every width is a multiple of 256, so that weights can be scaled in groups of 64, 128 and 256. 1,575,680 parameters."""
 DEFAULT = scaling.train_config(BASE, RATE["bitnet"], 0, STEPS)
