@@ -25,22 +25,10 @@ from bitnet_jax.training import run_directory
 
 RESULTS = Path(__file__).parent / "results" / "soak"
 STEPS = 600
-FLAGS = (
-    *("ladder-0.2m", "--data.source", "stdlib", "--data.tokenizer", "bytes", "--data.seq-len", "32", "--data.validation-fraction", "0.01"),
-    *(
-        "--steps",
-        str(STEPS),
-        "--batch-size",
-        "4",
-        "--optimizer.warmup-steps",
-        "10",
-        "--output.log-every",
-        "5",
-        "--output.eval-windows",
-        "4",
-    ),
-    *("--output.checkpoint-every", "25", "--output.no-tensorboard", "--model.vocab-size", "257", "--model.hidden-size", "32"),
-    *("--model.ffn-size", "48", "--model.num-layers", "1", "--model.head-dim", "16"),
+FLAGS = tuple(
+    "ladder-0.2m --data.source stdlib --data.tokenizer bytes --data.seq-len 32 --data.validation-fraction 0.01 --batch-size 4 "
+    "--optimizer.warmup-steps 10 --output.log-every 5 --output.eval-windows 4 --output.checkpoint-every 25 --output.no-tensorboard "
+    f"--model.vocab-size 257 --model.hidden-size 32 --model.ffn-size 48 --model.num-layers 1 --model.head-dim 16 --steps {STEPS}".split()
 )
 KINDS = ("kill one", "kill both", "terminate one")
 MOMENTS = ("start", "steps", "save")
