@@ -140,8 +140,11 @@ def train(
             distributed.led(lambda: run_directory.record_start(directory, config, first, provenance or {}))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
-            for path in sharding.uncut(target.params, mesh) if mesh is not None else ():
-                reporter.warned(f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}")
+            if mesh is not None:
+                for path in sharding.uncut(target.params, mesh):
+                    reporter.warned(
+                        f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}"
+                    )
             logs = held.enter_context(Logs(directory, config, first)) if distributed.leads() else None
             timely = Timely(data, config.data.stall_timeout, f"source={config.data.source}")
             held.callback(timely.close)
