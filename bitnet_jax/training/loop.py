@@ -142,9 +142,8 @@ def train(
             reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
             if mesh is not None:
                 for path in sharding.uncut(target.params, mesh):
-                    reporter.warned(
-                        f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}"
-                    )
+                    rule = f"no size of it is a multiple of fsdp={mesh.shape['fsdp']}"
+                    reporter.warned(f"parameter {path} lies whole on every device: {rule}")
             logs = held.enter_context(Logs(directory, config, first)) if distributed.leads() else None
             timely = Timely(data, config.data.stall_timeout, f"source={config.data.source}")
             held.callback(timely.close)
