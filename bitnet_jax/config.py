@@ -269,10 +269,13 @@ class DataConfig:
     """Share of the documents held out, above 0 and at most 0.5; the end of the text where that is less than half a document."""
     cache_dir: str | None = None
     """Folder of tokenised corpora; None is the user's cache folder."""
+    stall_timeout: float = 600.0
+    """Seconds that a run waits for a batch before it stops and names the source; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _require(self.seq_len >= 2, f"seq_len={self.seq_len} must be at least 2")
+        _require(0 <= self.stall_timeout < math.inf, f"stall_timeout={self.stall_timeout} must be zero or positive, and finite")
         _require(0 < self.validation_fraction <= 0.5, f"validation_fraction={self.validation_fraction} must lie above 0 and be at most 0.5")
 
 

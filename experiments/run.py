@@ -33,7 +33,7 @@ from experiments.cells import Cell, Results, read_results, smoke
 CONFIGS = Path(__file__).parent / "configs"
 RESULTS = Path(__file__).parent / "results"
 _CURVE = ("step", "loss", "learning_rate", "weight_decay", "grad_norm", "flip_fraction", "zero")
-_NO_NUMBERS = ("output.", "data.cache_dir:")  # fields that change no number of a run
+_NO_NUMBERS = ("output.", "mesh.", "data.cache_dir:", "data.stall_timeout:")  # fields that change no number of a run
 
 
 def main(args: list[str] | None = None) -> int:

@@ -74,7 +74,8 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._manager.close()
+            if error is None or not distributed.joined():  # a save under way may wait for a process that is gone
+                self._manager.close()
         except Exception as failure:  # orbax passes on whatever its threads met, and raises bare Exception itself
             if error is None:
                 raise self._unwritten("the last checkpoint", failure) from failure

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import signal
 import statistics
 import time
@@ -26,7 +25,8 @@ from bitnet_jax.training.logs import Line, Logs
 from bitnet_jax.training.optimizer import Optimizer, Params, make_optimizer
 from bitnet_jax.training.report import Quiet, Reporter, RunStart
 from bitnet_jax.training.signals import StopRequest
-from bitnet_jax.training.step import Apply, Batch, StepMetrics, TrainState, compile_step, init_state
+from bitnet_jax.training.stall import Timely
+from bitnet_jax.training.step import Apply, Batch, StepMetrics, TrainState, compile_step, device_memory, init_state, step_memory
 from bitnet_jax.transformer import Output, Transformer
 
 
@@ -92,6 +92,8 @@ def train(
     evaluate: Evaluate | None = None,
     reporter: Reporter | None = None,
     resume: bool = True,
+    last_step: int | None = None,
+    profile: range | None = None,
 ) -> Summary:
     """Trains the model of `config` in `directory`, from the newest whole checkpoint there if it has one.
 
@@ -107,6 +109,8 @@ def train(
         evaluate: called with the parameters every `output.eval_every` steps and at the end.
         reporter: is told what happens; None passes warnings to `logging`.
         resume: False refuses a folder that holds a run.
+        last_step: the step after which this start evaluates, saves and returns; None is the run's last.
+        profile: steps of which a trace is written to the folder `profile`, for xprof and TensorBoard.
 
     The devices of all processes that have joined (`distributed.join`) form the mesh of `config.mesh`. Every process calls this with the
     same arguments, but for `data`; the folder is one that all of them see.
@@ -139,12 +143,18 @@ def train(
             distributed.led(lambda: run_directory.record_start(directory, config, first, provenance or {}))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
-            for path in sharding.uncut(target.params, mesh) if mesh is not None else ():
-                reporter.warned(f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}")
+            if mesh is not None:
+                for path in sharding.uncut(target.params, mesh):
+                    rule = f"no size of it is a multiple of fsdp={mesh.shape['fsdp']}"
+                    reporter.warned(f"parameter {path} lies whole on every device: {rule}")
             logs = held.enter_context(Logs(directory, config, first)) if distributed.leads() else None
-            run = _Run(config, data, mesh, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
+            timely = Timely(data, config.data.stall_timeout, f"source={config.data.source}")
+            held.callback(timely.close)
+            run = _Run(config, timely, mesh, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
             run.non_finite = int(state.non_finite)
-            if first < config.steps:
+            run.last = min(config.steps, config.steps if last_step is None else last_step)
+            run.profiled = range(0) if profile is None else profile
+            if first < run.last:
                 run.go(state)
             run.wait()
             return run.summary(directory, time.perf_counter() - begun)
@@ -210,7 +220,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        data: Data,
+        data: Timely,
         mesh: Mesh | None,
         optimizer: Optimizer,
         evaluate: Evaluate | None,
@@ -226,6 +236,8 @@ class _Run:
         self.agreed: signal.Signals | None = None
         self.reporter, self.stop, self.checkpoints, self.logs = reporter, stop, checkpoints, logs
         self.first = self.step = first
+        self.last = config.steps
+        self.profiled = range(0)
         self.saved: int | None = None
         self.loss: float | None = None
         self.evaluation: dict[str, float] = {}
@@ -245,17 +257,21 @@ class _Run:
         warm = config.optimizer.quant_warmup_steps if config.model.linear is Linear.BIT else 0
         train_step, warming_step = compiled(), compiled(warming=True) if self.first + 1 < warm else None
         self.compile_seconds = time.perf_counter() - begun
-        self.reporter.compiled(self.compile_seconds)
+        self.reporter.compiled(self.compile_seconds, step_memory(train_step))
         if self.first % output.log_every == 0:  # else the codes of the last log are gone, and the first count of flips is null
             self.earlier_codes = codes.snapshot(state.params, config.model)
         self.clock.start()
 
         pending: _Pending | None = None
-        while self.step < config.steps and self.stopping is None:
+        tracing = False
+        while self.step < self.last and self.stopping is None:
+            if not tracing and self.step + 1 in self.profiled:
+                jax.profiler.start_trace(str(self.checkpoints.directory.parent / run_directory.PROFILE))
+                tracing = True
             do = train_step if warming_step is None or self.step + 1 >= warm else warming_step
             state, metrics = do(state, self._batch())
             self.step += 1
-            done = self.step == config.steps
+            done = self.step == self.last
             caught = None if self.alone else distributed.everywhere(int(self.stop.signal or 0))
             counts = self._count_codes(state) if done or self.step % output.log_every == 0 else None
             dispatched = _Pending(self.step, metrics, counts, caught)
@@ -263,6 +279,10 @@ class _Run:
             if pending is not None:
                 self._settle(pending)
             pending = dispatched
+            if tracing and self.step + 1 not in self.profiled:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                tracing = False
 
             evaluating = self.evaluate is not None and (done or (output.eval_every > 0 and self.step % output.eval_every == 0))
             saving = done or self.step % output.checkpoint_every == 0
@@ -275,6 +295,8 @@ class _Run:
                 self._save(state)
         if pending is not None:
             self._settle(pending)
+        if tracing:
+            jax.profiler.stop_trace()
         if self.stopped_by is not None:
             if self.step not in (self.saved, self.first):
                 self._save(state)
@@ -397,19 +419,16 @@ class _Run:
 
 def _check_memory(config: TrainConfig) -> None:
     """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
-    parameters = costs.parameters(config.model).total
-    what = "parameter, gradient and two moments" + ("" if config.optimizer.ema_decay is None else ", and the average")
-    needed = (16 if config.optimizer.ema_decay is None else 20) * parameters
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is not None:
+    average = config.optimizer.ema_decay is not None
+    parameters, limit = costs.parameters(config.model).total, device_memory()
+    needed = (20 if average else 16) * parameters
+    if limit is not None and jax.local_devices()[0].platform != "cpu":
         limit *= jax.device_count()
-    elif device.platform == "cpu" and hasattr(os, "sysconf"):
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit is not None and needed > limit:
         raise UserError(
-            f"{parameters:,} parameters need {needed / 1e9:,.0f} GB to train ({what} of 4 bytes each): "
-            f"must be at most the {limit / 1e9:,.0f} GB of this machine"
+            f"{parameters:,} parameters need {needed / 1e9:,.0f} GB to train (parameter, gradient and two moments"
+            f"{', and the average' if average else ''} of 4 bytes each): must be at most the {limit / 1e9:,.0f} GB of "
+            f"{'this machine' if jax.device_count() == 1 else 'its devices'}"
         )
 
 

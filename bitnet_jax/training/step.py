@@ -1,5 +1,6 @@
 """One optimiser step as a pure function of state and batch, and the one place where it is compiled."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -163,6 +164,38 @@ def compile_step(
     if partition.active():
         places = jax.tree.map(lambda leaf: leaf.sharding, state), PartitionSpec()
     return jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
+
+
+class StepMemory(NamedTuple):
+    """Memory of one device in a compiled step, as the compiler says.
+
+    Attributes:
+        state: bytes of parameters, moments and batch.
+        temporary: bytes of gradients, activations and all else that a step makes and drops.
+        limit: bytes that the device has, or the host; None where that is not known.
+    """
+
+    state: int
+    temporary: int
+    limit: int | None
+
+
+def step_memory(step: Compiled) -> StepMemory | None:
+    """What a compiled step needs; None where the compiler does not say."""
+    found = step.memory_analysis()
+    if found is None:
+        return None
+    state = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return StepMemory(state, found.temp_size_in_bytes, device_memory())
+
+
+def device_memory() -> int | None:
+    """Bytes of a device of this process, or of the host where that is the device; None where it is not known."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit
 
 
 def _in_part(apply: Apply, strength: jax.Array, params: Params, tokens: jax.Array) -> jax.Array:

@@ -272,11 +272,16 @@ def test_steps_from_the_end_of_the_warm_up_on_are_those_of_a_run_without_it(
     done: list[bool] = []
     compile_step = loop.compile_step
 
-    def recorded(*args: Any, warming: bool = False) -> Any:
-        step = compile_step(*args, warming=warming)
-        return lambda *inputs: (done.append(warming), step(*inputs))[1]
+    class Recorded:
+        def __init__(self, *args: Any, warming: bool = False) -> None:
+            self.step, self.warming = compile_step(*args, warming=warming), warming
+            self.memory_analysis = self.step.memory_analysis
 
-    monkeypatch.setattr(loop, "compile_step", recorded)
+        def __call__(self, *inputs: Any) -> Any:
+            done.append(self.warming)
+            return self.step(*inputs)
+
+    monkeypatch.setattr(loop, "compile_step", Recorded)
     train(small_config(optimizer_quant_warmup_steps=4), tmp_path / "warm", Batches())
     assert done == [True] * 3 + [False] * 5
     assert losses(tmp_path / "warm")[1] != losses(whole[0])[1]
