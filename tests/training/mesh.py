@@ -84,7 +84,9 @@ def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     results: dict[str, Any] = {}
     for name, (model, meshes) in CASES.items():
-        optimizer = OptimizerConfig(warmup_steps=0, **({"quant_warmup_steps": 4, "ema_decay": 0.5} if name == "warming" else {}))
+        optimizer = OptimizerConfig(warmup_steps=0)
+        if name == "warming":
+            optimizer = replace(optimizer, quant_warmup_steps=4, ema_decay=0.5)
         config = TrainConfig(model=model, data=DataConfig(seq_len=16), optimizer=optimizer, steps=4, batch_size=16, accumulation=2)
         expected = run(config, jax.devices()[:1])
         results[name] = {}
