@@ -4,6 +4,7 @@ import functools
 import gc
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,10 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
             raise
         except Exception as failure:  # noqa: BLE001 - JSON, key, value and bare Exception
             reason = first_line(failure)
-        # Orbax abandons the reads beside the one that failed; when they are collected, each would print a traceback.
-        gc.collect()
+        # Orbax abandons the reads beside the one that failed; when they are collected, each would print a traceback or a warning.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
         return None, reason
     finally:
         logger.setLevel(level)

@@ -5,7 +5,7 @@
 Each time the two processes are started, one or both are ended at a random moment: while they start, between steps, or while a checkpoint
 is being written; by SIGKILL, or by SIGTERM to one of them, as a machine that is taken away gets it. What is left must end by itself. The
 same command then goes on, until the run is through; then its numbers must be those of an undisturbed run, bit for bit, and the next run
-begins. Writes experiments/results/soak/two-processes.json after every kill; cost: 15 to 30 minutes on two CPU cores.
+begins. Writes experiments/results/soak/two-processes.json after every kill; cost: half an hour to an hour on two CPU cores.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ FLAGS = tuple(
 )
 KINDS = ("kill one", "kill both", "terminate one")
 MOMENTS = ("start", "steps", "save")
+_WHEN = {"start": "while they start", "steps": "between steps", "save": "while a checkpoint is written"}
 _PATIENCE = 120.0
 """Seconds in which the processes that are left must end."""
 
@@ -152,6 +154,31 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     """What the log says, without the clock and the flips, which are not counted across a stop."""
     clock = ("tokens_per_second", "model_flop_utilisation", "flips", "flip_fraction")
     return [{name: value for name, value in line.items() if name not in clock} for line in rows(folder)]
+
+
+def table(folder: Path) -> str:
+    """Markdown: what was done to the runs, and what became of them."""
+    path = folder / "two-processes.json"
+    lines = ["| ended | when | times | until both had ended, s: median | longest |", "|---|---|---:|---:|---:|"]
+    if not path.exists():
+        return "\n".join([*lines, "| not run | | | | |"])
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    for kind in KINDS:
+        for moment in MOMENTS:
+            found = [kill["seconds"] for kill in facts["kills"] if (kill["kind"], kill["moment"]) == (kind, moment)]
+            pace = f"{statistics.median(found):.1f} | {max(found):.1f}" if found else " | "
+            lines.append(f"| {kind} | {_WHEN[moment]} | {len(found)} | {pace} |")
+    runs, late = facts["runs"], sum(kill["late"] for kill in facts["kills"])
+    well = sum(run["equal"] and run["codes"] == [0, 0] for run in runs)
+    commit = (facts["environment"]["commit"] or "unknown")[:10]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{len(facts['kills'])} times in {len(runs)} runs of {facts['steps']} steps, of which {well} had the numbers of the "
+            f"undisturbed run in every step, bit for bit; {late} times a process hung (seed {facts['seed']}, commit {commit}).",
+        ]
+    )
 
 
 def save(facts: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
 from experiments import figures, papers
+from experiments import sizes as size_runs
+from experiments import soak as soak_runs
 from experiments.cells import read_results
 from experiments.configs import ablations as ablation_cells
 from experiments.configs import scaling as scaling_cells
@@ -166,6 +168,16 @@ def cpu() -> str:
         parts += [f"{one.title}\n\n{one.markdown()}" for one in cpu_table.tables(found)]
         parts.append(f"On {cpu_table.machine(found)}; medians, with the least and the most.")
     return "\n\n".join(parts) or "not run"
+
+
+def sizes() -> str:
+    """Time and memory of a token against size, packed and full precision."""
+    return size_runs.table(RESULTS / "sizes")
+
+
+def soak() -> str:
+    """Runs of two processes that were killed again and again."""
+    return soak_runs.table(RESULTS / "soak")
 
 
 def lossless() -> str:
@@ -371,6 +383,8 @@ TABLES = {
     "fuzz": fuzz,
     "lossless": lossless,
     "cpu": cpu,
+    "sizes": sizes,
+    "soak": soak,
     "kernels_tpu": kernels_tpu,
     "energy": energy,
     "memory": memory,

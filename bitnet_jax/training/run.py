@@ -126,7 +126,8 @@ def rehearse(config: TrainConfig, out: Path, *, data: Prepared | None = None, re
 
 def _check_disk(config: TrainConfig, place: Path) -> None:
     """Raises RunError where the checkpoints that are kept, and one being written, have no room."""
-    each = 12 * costs.parameters(config.model).total  # parameters and two moments, 4 bytes each
+    copies = 3 if config.optimizer.ema_decay is None else 4  # parameters, two moments and their average
+    each = 4 * copies * costs.parameters(config.model).total
     count, free = config.output.keep_checkpoints + 1, shutil.disk_usage(place).free
     if count * each > free:
         raise RunError(

@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_jax import costs
 from bitnet_jax.config import Linear
-from experiments import figures, papers, tables
+from experiments import figures, papers, sizes, soak, tables
 from experiments.configs import scaling
 from experiments.fit import Law
 
@@ -29,6 +29,30 @@ def test_what_was_not_run_says_so(name, monkeypatch, tmp_path):
 def test_a_wrong_number_is_put_right():
     text = "before\n<!-- table: throughput -->\n| 0.01 |\n<!-- end -->\nafter"
     assert tables.render(text) == f"before\n<!-- table: throughput -->\n{tables.throughput()}\n<!-- end -->\nafter"
+
+
+def test_sizes_are_medians_and_a_ratio(tmp_path):
+    def run(subject, pace):
+        return {"subject": subject, "source": "a", "decode_tokens_per_second": pace, "peak_bytes": 2.5e8}
+
+    runs = [run("bitnet-jax", pace) for pace in (50, 25, 20)] + [run("full precision in XLA, bfloat16", 10), run("bitnet-jax", 20)]
+    (tmp_path / "700m.json").write_text(json.dumps({"runs": [{"subject": "bitnet-jax", "failed": "so"}, *runs]}))
+    row = sizes.table(tmp_path).splitlines()[2]
+    assert row == "| 700m | 45 (20–50) | not run | 100 (100–100) | not run | 2.22 | 1.23 | 0.25 | not run | 0.25 | 0.80 | 2.08 |"
+
+
+def test_the_soak_counts_by_kind_and_moment_and_says_what_went_wrong(tmp_path):
+    def kill(seconds, late=False):
+        return {"kind": "kill one", "moment": "save", "seconds": seconds, "late": late}
+
+    runs = [{"kills": 2, "codes": [0, 0], "equal": True}, {"kills": 1, "codes": [0, 0], "equal": False}, {"codes": [0, 1], "equal": True}]
+    facts = {"steps": 9, "seed": 4, "environment": {"commit": None}, "kills": [kill(1.0), kill(9.0, True), kill(2.0)], "runs": runs}
+    (tmp_path / "two-processes.json").write_text(json.dumps(facts))
+    text = soak.table(tmp_path)
+    assert "| kill one | while a checkpoint is written | 3 | 2.0 | 9.0 |" in text
+    assert "| kill both | while they start | 0 |  |  |" in text
+    assert "3 times in 3 runs of 9 steps, of which 1 had" in text
+    assert "1 times a process hung" in text
 
 
 @pytest.mark.parametrize("name", tables.BY_FORMULA)
