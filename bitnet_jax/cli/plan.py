@@ -149,7 +149,10 @@ def show(facts: dict[str, Any]) -> None:
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.items())
     say(f"{facts['parameters']:,} parameters on {machine['name']}, {machine['devices']} devices: {axes}")
     say(
-        f"batch of {config['batch_size']} x {config['data']['seq_len']} tokens, {config['model']['dtype']}, remat {config['model']['remat']}; "
+        f"batch of {config['batch_size']} x {config['data']['seq_len']} tokens, {config['model']['dtype']}, "
+        f"remat {config['model']['remat']}"
+    )
+    say(
         f"a device: {_or_unknown(rates['flops'], 1e12, 'TFLOP/s')}, {rates['memory'] / 1e9:,.0f} GB/s of memory, "
         f"{_or_unknown(rates['link'], 1e9, 'GB/s')} of links ({rates['source']})"
     )
@@ -178,8 +181,8 @@ def _show_training(plan: dict[str, Any], facts: dict[str, Any], say: Any, consol
         console.print(table)
     times, flops = plan["times"], plan["flops"]
     say(
-        f"a device and step, by formula: {flops['computed'] / 1e12:,.2f} TFLOP ({flops['model'] / 1e12:,.2f} of the model, the rest computed "
-        f"again), {plan['bytes'] / 1e9:,.2f} GB of memory traffic"
+        f"a device and step, by formula: {flops['computed'] / 1e12:,.2f} TFLOP, {flops['model'] / 1e12:,.2f} of them not computed again; "
+        f"{plan['bytes'] / 1e9:,.2f} GB of memory traffic"
     )
     say(
         f"step: {_seconds(times['least'])} if everything overlaps, {_seconds(times['most'])} if nothing does "

@@ -138,9 +138,10 @@ def flops(config: TrainConfig, devices: int) -> Flops:
 def step_bytes(config: TrainConfig, shape: Shape) -> float:
     """Bytes that a training step reads and writes in a device's memory, at the least that this program's structure allows.
 
-    Seven passes over float32 parameters and moments where they lie (read and written, and gradients read); gradients written for each
-    microbatch; weights of every product read in the compute type in the forward pass (twice where blocks are computed again) and the
-    backward pass; for each such pass and token, inputs and results of the matrices, and the scores of attention in float32, written and read.
+    Seven passes over what parameters take (they and two moments read and written, gradients read); gradients written for each
+    microbatch; weights of every product read in the compute type in the forward pass (twice where blocks are computed again) and twice
+    in the backward pass; for each such pass and token, inputs and results of the matrices, and the scores of attention in float32,
+    written and read.
     """
     model = config.model
     size = _BYTES[model.dtype]
@@ -156,10 +157,10 @@ def step_bytes(config: TrainConfig, shape: Shape) -> float:
 def collectives(config: TrainConfig, shape: Shape) -> dict[tuple[str, str], Traffic]:
     """(kind, element type) → what each device sends in a training step, as `collectives.collectives` counts it from a compiled program.
 
-    A matrix comes to the devices of `fsdp` for the forward pass (twice where blocks are computed again) in float32, or as its codes, and for
-    the backward pass as its codes; table and head come in the compute type. Gradients go back in float32, by reduce-scatter among `fsdp` and
-    all-reduce among `data`. With `tensor`, each half of a block adds up its results [t, D] over these devices forward, and backward
-    likewise. What `sequence` adds is left out.
+    A matrix comes to the devices of `fsdp` for the forward pass (twice where blocks are computed again) in float32, or as its codes, and
+    for the backward pass as its codes; table and head come in the compute type. Gradients go back in float32, by reduce-scatter among
+    `fsdp` and all-reduce among `data`. With `tensor`, each half of a block adds up its results [t, D] over these devices forward, and
+    backward likewise. What `sequence` adds is left out.
     """
     model = config.model
     tensor, fsdp, data = shape["tensor"], shape["fsdp"], shape["data"]

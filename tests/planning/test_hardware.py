@@ -25,7 +25,7 @@ def test_a_topology_is_read(name, platform, chip, devices, hosts):
 
 @pytest.mark.parametrize("name", ["", "v5p", "v9:2x2", "v5p:", "v5p:8", "v5p:8x", "v5p:0x2x2", "v5p:-1x2", "h100:2x2x2", "h100:8.0", "CPU"])
 def test_what_is_no_topology_is_one_line(name):
-    with pytest.raises(UserError, match="^topology ") as caught:
+    with pytest.raises(UserError, match="topology ") as caught:
         planning.topology(name)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,130 @@
+"""What training and serving the published sizes would need and take on TPU pods: plans, not runs.
+
+    python -m experiments.plans              by formula, all of them: seconds
+    python -m experiments.plans --compile    also compiled by libtpu (extra `tpu-aot`): minutes each, one after another
+
+Writes experiments/results/plans/NAME.json for each plan as it comes. What is there is not made again; what was not compiled is not there.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bitnet_jax import config as configs
+from bitnet_jax import planning
+from bitnet_jax.cli.arguments import from_preset
+from bitnet_jax.cli.plan import mesh_config
+from bitnet_jax.config import DataConfig, DType, Gather, Remat, TrainConfig
+from bitnet_jax.training import run_directory
+
+RESULTS = Path(__file__).parent / "results" / "plans"
+TOKENS = 4e12
+"""What 2B4T was trained on (2504.12285)."""
+BATCH, LENGTH = 512, 2048
+"""A step of a million tokens, as in b1.58."""
+CONTEXT = 2048
+"""Tokens that a decode step has room for."""
+
+MODELS = {
+    "2b4t": "bitnet-b1.58-2b4t",
+    "7b": "bitnet-b1.58-7b",
+    "13b": "dummy-13b",
+    "70b": "dummy-70b",
+    "100b": "dummy-100b",
+}
+"""Presets. From 13b on they are the shapes that bitnet.cpp was measured with (2410.16144), which were never trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One training step on one machine."""
+
+    model: str
+    topology: str
+    mesh: str
+    gather: Gather = Gather.LATENT
+
+    @property
+    def name(self) -> str:
+        """Of its result file."""
+        gather = "" if self.gather is Gather.LATENT else f"-{self.gather.value}"
+        return f"{self.model}-{self.topology.replace(':', '-')}{gather}"
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run: bfloat16, and every block's input kept."""
+        base = from_preset(MODELS[self.model])
+        model = replace(base.model, dtype=DType.BFLOAT16, remat=Remat.FULL)
+        return replace(base, model=model, data=DataConfig(seq_len=LENGTH), batch_size=BATCH, mesh=mesh_config(self.mesh, self.gather))
+
+
+CASES = (
+    Case(model="2b4t", topology="v5p:4x4x4", mesh="fsdp=64"),
+    Case(model="2b4t", topology="v6e:8x8", mesh="fsdp=64"),
+    *(Case(model="7b", topology="v5p:4x4x4", mesh="fsdp=64", gather=gather) for gather in Gather),
+    Case(model="7b", topology="v6e:8x8", mesh="fsdp=64"),
+    Case(model="13b", topology="v5p:4x4x8", mesh="fsdp=128"),
+    Case(model="13b", topology="v6e:8x16", mesh="fsdp=128"),
+    Case(model="70b", topology="v5p:8x8x8", mesh="fsdp=64,tensor=8"),
+    Case(model="70b", topology="v6e:16x16", mesh="fsdp=32,tensor=8"),
+    Case(model="100b", topology="v5p:8x8x8", mesh="fsdp=64,tensor=8"),
+    Case(model="100b", topology="v6e:16x16", mesh="fsdp=32,tensor=8"),
+)
+CHIPS = ("v5p:2x2x1", "v6e:1x1")
+"""Of one of these, packed models are served."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Makes what is not there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile", action="store_true", help="also by libtpu")
+    parser.add_argument("--only", default="", help="plans whose names have this in them")
+    parsed = parser.parse_args(args)
+    jax.config.update("jax_platforms", "cpu")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    sides = ("formula", "compiled") if parsed.compile else ("formula",)
+    for side in sides:
+        for model in MODELS:
+            for topology in CHIPS:
+                name = f"serve-{model}-{topology.split(':')[0]}"
+                if parsed.only in name:
+                    _add(name, side, lambda side=side, model=model, topology=topology: _serving(model, topology, side))
+        for case in CASES:
+            if parsed.only in case.name:
+                _add(case.name, side, lambda side=side, case=case: _training(case, side))
+
+
+def _add(name: str, side: str, make: Any) -> None:
+    """Enters the plan made this way into its file, if it is not there."""
+    path = RESULTS / f"{name}.json"
+    facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if side in facts:
+        return
+    facts |= {side: make() | {"environment": run_directory.environment()}}
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(name, side, facts[side]["plan"]["total"] / 1e9, "GB", file=sys.stderr, flush=True)
+
+
+def _training(case: Case, side: str) -> dict[str, Any]:
+    machine = planning.topology(case.topology)
+    devices = planning.devices(machine) if side == "compiled" else None
+    rates = planning.rates(machine)
+    plan = planning.training(case.config, machine, rates, devices, TOKENS)
+    return {"plan": planning.to_json(plan), "rates": planning.to_json(rates), "mesh": case.mesh, "config": configs.to_dict(case.config)}
+
+
+def _serving(model: str, topology: str, side: str) -> dict[str, Any]:
+    machine = planning.topology(topology)
+    device = planning.devices(machine)[0] if side == "compiled" else None
+    config, rates = replace(from_preset(MODELS[model]).model, dtype=DType.BFLOAT16), planning.rates(machine)
+    plan = planning.serving(config, rates, 1, CONTEXT, device)
+    return {"plan": planning.to_json(plan), "rates": planning.to_json(rates), "config": configs.to_dict(config)}
+
+
+if __name__ == "__main__":
+    main()
