@@ -8,6 +8,7 @@ Writes experiments/results/plans/NAME.json for each plan as it comes. What is th
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax
 
 from bitnet_jax import config as configs
 from bitnet_jax import planning
+from bitnet_jax.benchmark.settings import BANDWIDTH
 from bitnet_jax.cli.arguments import from_preset
 from bitnet_jax.cli.plan import mesh_config
 from bitnet_jax.config import DataConfig, DType, Gather, Remat, TrainConfig
@@ -124,6 +126,66 @@ def _serving(model: str, topology: str, side: str) -> dict[str, Any]:
     config, rates = replace(from_preset(MODELS[model]).model, dtype=DType.BFLOAT16), planning.rates(machine)
     plan = planning.serving(config, rates, 1, CONTEXT, device)
     return {"plan": planning.to_json(plan), "rates": planning.to_json(rates), "config": configs.to_dict(config)}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(results: Path) -> str:
+    """Both tables in Markdown, of the plans and the measured bandwidths in the folder `results`."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "plans").glob("*.json"))}
+    lines = [
+        "| training | machine | mesh | sent | GB a chip: formula | compiled | there is | GB sent a step: formula | compiled | step, s "
+        "| MFU, % | days for 4T tokens |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(_training_row(case, found.get(case.name)) for case in CASES),
+        "",
+        "| serving, one row | weights read a token, GB | cache of 2,048 tokens, GB | at most tokens/s: a v5p chip | a v6e chip "
+        "| GB/s for 5 tokens/s | for 7 | this CPU, at most tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    read = _read_bandwidth(results)
+    for model in MODELS:
+        sides = [found.get(f"serve-{model}-{chip.split(':')[0]}") for chip in CHIPS]
+        lines.append(_serving_row(model, [side["formula"]["plan"] for side in sides if side], read))
+    if read:
+        lines += [
+            "",
+            f"This CPU reads {statistics.median(read) / 1e9:.1f} GB/s ({min(read) / 1e9:.1f} to {max(read) / 1e9:.1f} in {len(read)} "
+            "measurements with two threads, `experiments/results/cpu`); its tokens/s are with nothing in the cache.",
+        ]
+    return "\n".join(lines)
+
+
+def _training_row(case: Case, facts: dict[str, Any] | None) -> str:
+    start = f"| {case.model} | {case.topology} | {case.mesh} | {case.gather.value} |"
+    if facts is None:
+        return f"{start} not run | | | | | | | |"
+    plans = [facts["formula"]["plan"], facts.get("compiled", {}).get("plan")]
+    best = plans[1] or plans[0]
+    size = " | ".join(f"{plan['total'] / 1e9:.1f}" if plan else "not run" for plan in plans)
+    sent = " | ".join(f"{sum(one['bytes'] for one in plan['sent']) / 1e9:.1f}" if plan else "not run" for plan in plans)
+    row = f"{start} {size} | {best['capacity'] / 1e9:.1f} | {sent} |"
+    if not best["fits"]:
+        return f"{row} does not fit | | |"
+    step = f"{best['times']['least']:.2f}–{best['times']['most']:.2f}"
+    return f"{row} {step} | {100 * best['mfu'][0]:.0f}–{100 * best['mfu'][1]:.0f} | {best['days'][1]:,.0f}–{best['days'][0]:,.0f} |"
+
+
+def _serving_row(model: str, plans: list[dict[str, Any]], read: list[float]) -> str:
+    if len(plans) < len(CHIPS):
+        return f"| {model} | not run | | | | | | |"
+    cache = plans[0]["memory"]["keys and values"]
+    weights = plans[0]["bytes"] - cache
+    pace = " | ".join(f"{plan['tokens_per_second']:,.0f}" if plan["fits"] else "does not fit" for plan in plans)
+    here = f"{statistics.median(read) / weights:.1f}" if read else "not run"
+    return f"| {model} | {weights / 1e9:.2f} | {cache / 1e9:.2f} | {pace} | {5 * weights / 1e9:.0f} | {7 * weights / 1e9:.0f} | {here} |"
+
+
+def _read_bandwidth(results: Path) -> list[float]:
+    """Bytes a second at which two threads read memory, wherever `bench` measured it."""
+    runs = [run for path in sorted((results / "cpu").glob("*.json")) for run in json.loads(path.read_text(encoding="utf-8"))["runs"]]
+    return [run["bytes_per_second"] for run in runs if run["subject"] == BANDWIDTH and run["threads"] == 2]
 
 
 if __name__ == "__main__":

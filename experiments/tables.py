@@ -18,6 +18,7 @@ from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
 from experiments import figures, papers
+from experiments import plans as plan_cases
 from experiments.cells import read_results
 from experiments.configs import ablations as ablation_cells
 from experiments.configs import scaling as scaling_cells
@@ -219,6 +220,11 @@ def kernels_tpu() -> str:
     return "\n".join(lines)
 
 
+def plans() -> str:
+    """What training and serving would need and take on machines that were not there."""
+    return plan_cases.table(RESULTS)
+
+
 def energy() -> str:
     """Printed energies beside those of `costs.energy`. By formula: it needs no results."""
     lines = ["| size | fp16, J | BitNet, J | ratio | b1, Figure 1 | b1.58, Figure 3 |", "|---|---:|---:|---:|---:|---:|"]
@@ -371,6 +377,7 @@ TABLES = {
     "lossless": lossless,
     "cpu": cpu,
     "kernels_tpu": kernels_tpu,
+    "plans": plans,
     "energy": energy,
     "memory": memory,
     "scaling": scaling,

@@ -53,16 +53,13 @@ class Args:
 def run(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     base, rest = arguments.starting_point(args, "plan")
-    parsed = arguments.parse(Args, rest, "plan", Args(config=base, topology=_MISSING))
+    parsed = arguments.parse(Args, rest, "plan", Args(config=base, topology=""))
     facts = gather_facts(parsed)
     if parsed.json:
         print(json.dumps(facts, indent=2))
     else:
         show(facts)
     return 0
-
-
-_MISSING = ""
 
 
 def configured(args: Args) -> TrainConfig:
@@ -111,7 +108,7 @@ def gather_facts(args: Args) -> dict[str, Any]:
     from bitnet_jax import costs, planning
     from bitnet_jax.training import sharding
 
-    if args.topology == _MISSING:
+    if not args.topology:
         raise UserError("--topology is missing: must name the machine, as v5p:8x8x8, h100:8 or cpu")
     config, machine = configured(args), planning.topology(args.topology)
     giga = {"link": args.link_bandwidth, "memory": args.memory_bandwidth}
