@@ -50,17 +50,21 @@ class BitLinear(nn.Module):
             raise UserError(f"{'/'.join(self.path)}/kernel has shape {tuple(kernel.shape)}: must be {shape}, as the configuration says")
         return kernel
 
-    def __call__(self, x: Float[Array, "... K"] | dot.Activations) -> Float[Array, "... N"]:
+    def __call__(self, x: Float[Array, "... K"] | dot.Activations, strength: Float32[Array, ""] | None = None) -> Float[Array, "... N"]:
         """Raises UserError as `products`."""
-        return products(x, [self])[0]
+        return products(x, [self], strength)[0]
 
 
-def products(x: Float[Array, "... K"] | dot.Activations, layers: Sequence[BitLinear]) -> list[Float[Array, "... N"]]:
+def products(
+    x: Float[Array, "... K"] | dot.Activations, layers: Sequence[BitLinear], strength: Float32[Array, ""] | None = None
+) -> list[Float[Array, "... N"]]:
     """The outputs of several `BitLinear` of one configuration with the same input, in one call where their weights are packed.
 
+    With `strength`, from 0 to 1, latent weights and activations are quantised in part (`dot.quantized`).
+
     Raises:
-        UserError: a kernel's shape does not fit `x` and `features`, packed weights meet a full-precision config, or an implementation
-            that is for packed weights meets others.
+        UserError: a kernel's shape does not fit `x` and `features`, packed weights meet a full-precision config or a `strength`, or an
+            implementation that is for packed weights meets others.
     """
     config, implementation = layers[0].config, layers[0].implementation
     kernels = [layer.kernel(x) for layer in layers]
@@ -69,16 +73,20 @@ def products(x: Float[Array, "... K"] | dot.Activations, layers: Sequence[BitLin
     packed = [kernel for kernel in kernels if isinstance(kernel, PackedTernary | PackedLayer)]
     if packed and config.linear is not Linear.BIT:
         raise UserError(f"{_names(layers)} are packed: a model with linear={config.linear.value} has no ternary weights")
+    if packed and strength is not None:
+        raise UserError(f"{_names(layers)} are packed: only latent weights can be quantised in part")
     if len(packed) < len(kernels) and implementation not in (None, "xla"):
         raise UserError(f"implementation={implementation!r} is for packed weights: not all of {_names(layers)} are packed")
     outs = iter(dot.packed(x, packed, config.quant, implementation) if packed else ())
     return [
-        next(outs) if isinstance(kernel, PackedTernary | PackedLayer) else _product(x, kernel, layer)
+        next(outs) if isinstance(kernel, PackedTernary | PackedLayer) else _product(x, kernel, layer, strength)
         for layer, kernel in zip(layers, kernels, strict=True)
     ]
 
 
-def _product(x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K N"], layer: BitLinear) -> Float[Array, "... N"]:
+def _product(
+    x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K N"], layer: BitLinear, strength: Float32[Array, ""] | None
+) -> Float[Array, "... N"]:
     config = layer.config
     if layer.native and _rounds(config):
         return dot.rounded(x, kernel, config.quant)
@@ -86,7 +94,7 @@ def _product(x: Float[Array, "... K"] | dot.Activations, kernel: Float[Array, "K
     placement = partition.placement("/".join((*layer.path, "kernel")), layer.gather)
     if config.linear is Linear.FULL:
         return dot.full(x, kernel, placement=placement)
-    return dot.quantized(x, kernel, config.quant, placement)
+    return dot.quantized(x, kernel, config.quant, placement, strength)
 
 
 def normalized(

@@ -39,6 +39,7 @@ class WeightQuantizer(enum.Enum):
     ABSMEDIAN = "absmedian"  # Reloaded: round(W / median|W|)
     ABSMAX = "absmax"  # ablation: round(W / max|W|)
     SIGN = "sign"  # b1: sign(W - mean W), scale mean|W|
+    ZERO_ONE = "zero_one"  # ablation of b1.58's FAQ: round(W / mean|W|), where it is positive
 
 
 class ActivationQuantizer(enum.Enum):
@@ -268,10 +269,13 @@ class DataConfig:
     """Share of the documents held out, above 0 and at most 0.5; the end of the text where that is less than half a document."""
     cache_dir: str | None = None
     """Folder of tokenised corpora; None is the user's cache folder."""
+    stall_timeout: float = 600.0
+    """Seconds that a run waits for a batch before it stops and names the source; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _require(self.seq_len >= 2, f"seq_len={self.seq_len} must be at least 2")
+        _require(0 <= self.stall_timeout < math.inf, f"stall_timeout={self.stall_timeout} must be zero or positive, and finite")
         _require(0 < self.validation_fraction <= 0.5, f"validation_fraction={self.validation_fraction} must lie above 0 and be at most 0.5")
 
 
@@ -304,6 +308,11 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
+    quant_warmup_steps: int = 0
+    """Update from which a BitLinear is quantised in full; before it, in part, from nothing on. Here and not in `QuantConfig`, for it is
+    of the run's steps: the model that comes of it is the same."""
+    ema_decay: float | None = None
+    """Decay of a moving average of the parameters that is kept beside them; none keeps none. It changes no parameter."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -323,6 +332,9 @@ class OptimizerConfig:
             )
         if self.clip_norm is not None:
             _require(self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive, or none")
+        _require(self.quant_warmup_steps >= 0, f"quant_warmup_steps={self.quant_warmup_steps} must not be negative")
+        if self.ema_decay is not None:
+            _require(0 < self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie between 0 and 1, or be none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,7 +436,16 @@ class TrainConfig:
                 f"gather={self.mesh.gather.value} sends the codes of ternary weights: must be latent for linear={self.model.linear.value} "
                 f"with weight={quant.weight.value} and arithmetic={quant.arithmetic.value}",
             )
+            _require(
+                self.optimizer.quant_warmup_steps == 0,
+                f"gather={self.mesh.gather.value} sends codes, and quant_warmup_steps={self.optimizer.quant_warmup_steps} needs latent "
+                "weights: must be latent, or 0",
+            )
         _require(self.optimizer.warmup_steps < self.steps, f"warmup_steps={self.optimizer.warmup_steps} must be below steps={self.steps}")
+        _require(
+            self.optimizer.quant_warmup_steps <= self.steps,
+            f"quant_warmup_steps={self.optimizer.quant_warmup_steps} must be at most steps={self.steps}",
+        )
 
 
 def _check_types(config: Any) -> None:

@@ -37,19 +37,25 @@ def tied(
 
 
 def quantized(
-    x: Float[Array, "... K"], kernel: Float[Array, "K N"], config: QuantConfig, placement: Placement | None = None
+    x: Float[Array, "... K"],
+    kernel: Float[Array, "K N"],
+    config: QuantConfig,
+    placement: Placement | None = None,
+    strength: Float32[Array, ""] | None = None,
 ) -> Float[Array, "... N"]:
     """The product of quantised activations and quantised weights, with straight-through gradients to both.
 
     `INTEGER` and `INT8`: y = (codes_x @ codes_w) * (scale_x * scale_w). `FAKE`: y = (codes_x / s_x) @ (codes_w * scale_w).
     Equal up to rounding; the first two are the same bits (sums below 2^24, K up to 131,072), and those of packed inference.
 
-    `placement` says how the kernel is cut up over devices and what of it travels; it changes no code and no scale.
+    `placement` says how the kernel is cut up over devices and what of it travels; it changes no code and no scale. With `strength` both
+    operands are quantised in part, from 0 not at all to 1 in full, and multiplied as `FAKE` multiplies them: what lies between two codes
+    is no integer.
     """
-    if config.arithmetic is not Arithmetic.FAKE and config.weight is not WeightQuantizer.NONE:
+    if strength is None and config.arithmetic is not Arithmetic.FAKE and config.weight is not WeightQuantizer.NONE:
         return _integer(x, kernel, config, placement)
-    w = quant.fake_quantize_weights(partition.gathered(kernel, placement), config)
-    return full(quant.fake_quantize_activations(x, config), w)
+    w = quant.fake_quantize_weights(partition.gathered(kernel, placement), config, strength)
+    return full(quant.fake_quantize_activations(x, config, strength), w)
 
 
 class Activations(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bitnet_jax import cpu
-from bitnet_jax.array_types import Array, Float, Int32, Keys, Positions, Queries, Values
+from bitnet_jax.array_types import Array, Float, Float32, Int32, Keys, Positions, Queries, Values
 from bitnet_jax.bitlinear import BitLinear, normalized, products
 from bitnet_jax.config import FeedForward as FeedForwardKind
 from bitnet_jax.config import Gather, ModelConfig, NormPlacement
@@ -87,6 +87,7 @@ class Attention(nn.Module):
         positions: Positions,
         cache: tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None,
         layer: Int32[Array, ""],
+        strength: Float32[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]] | None]:
         config = self.config
         batch, time, _ = x.shape
@@ -97,7 +98,7 @@ class Attention(nn.Module):
             return BitLinear(features, config, self.implementation, self.native, self.gather, name=name)
 
         linears = [linear(name, count * config.head_dim) for name, count in counts.items()]
-        q, k, v = (y.reshape(batch, time, -1, config.head_dim) for y in products(x, linears))
+        q, k, v = (y.reshape(batch, time, -1, config.head_dim) for y in products(x, linears, strength))
         q, k = rotary(q, positions, config.rope_theta), rotary(k, positions, config.rope_theta)
         if cache is None:
             out = attention(q, k, v, positions)
@@ -107,7 +108,7 @@ class Attention(nn.Module):
         out = out.reshape(batch, time, -1)
         if config.norm is NormPlacement.SUB:
             out = Norm(config, self.native, name="sub_norm")(out)
-        return linear("o", config.hidden_size)(out), cache
+        return linear("o", config.hidden_size)(out, strength), cache
 
 
 def _cached_attention(
@@ -143,21 +144,21 @@ class FeedForward(nn.Module):
     gather: Gather = Gather.LATENT
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... D"] | Activations) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... D"] | Activations, strength: Float32[Array, ""] | None = None) -> Float[Array, "... D"]:
         config = self.config
 
         def linear(name: str, features: int) -> BitLinear:
             return BitLinear(features, config, self.implementation, self.native, self.gather, name=name)
 
         gated = config.ffn is not FeedForwardKind.GELU
-        ups = products(x, [linear(name, config.ffn_size) for name in (("up", "gate") if gated else ("up",))])
+        ups = products(x, [linear(name, config.ffn_size) for name in (("up", "gate") if gated else ("up",))], strength)
         if config.norm is NormPlacement.SUB and config.ffn is FeedForwardKind.RELU2:
             inner = Norm(config, self.native, name="sub_norm")(ups[1], ups[0])
         else:
             inner = gate(config.ffn, ups[-1]) * ups[0] if gated else gate(config.ffn, ups[0])
             if config.norm is NormPlacement.SUB:
                 inner = Norm(config, self.native, name="sub_norm")(inner)
-        return linear("down", config.hidden_size)(inner)
+        return linear("down", config.hidden_size)(inner, strength)
 
 
 class Embedding(nn.Module):

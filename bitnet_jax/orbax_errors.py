@@ -7,9 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 
 def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(what `function` returned, None), or (None, why it failed in one line). For reading, where damage surfaces as any exception."""
+    """(what `function` returned, None), or (None, why it failed in one line). For reading, where damage surfaces as any exception.
+
+    Raises:
+        JaxRuntimeError: of `function`; a device that is full or a process that was lost says nothing about what is read.
+    """
     logger = logging.getLogger("asyncio")
     level, hook = logger.level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL + 1)
@@ -17,6 +23,8 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
     try:
         try:
             return function(), None
+        except jax.errors.JaxRuntimeError:
+            raise
         except Exception as failure:  # noqa: BLE001 - JSON, key, value and bare Exception
             reason = first_line(failure)
         # Orbax abandons the reads beside the one that failed; when they are collected, each would print a traceback.

@@ -35,6 +35,8 @@ def quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Qua
 
         codes = clip(round(W * (1 / max(s, 1e-5))), -1, 1)     s = mean|W| (b1.58, section 2), median|W| (Reloaded), max|W|
         codes = +1 where W > mean W, else -1                   s = mean|W| of the uncentred W (b1, section 2)
+        codes = clip(round(W * (1 / max(s, 1e-5))), 0, 1)      s = mean|W|; the FAQ of b1.58 names the alphabet {0, 1} and no equation, so
+                                                               this is that of b1.58 with the lower end at 0
 
     Args:
         w: matrices [..., K, N]; leading axes are independent.
@@ -66,7 +68,7 @@ def _quantize_block(w: Float32[Array, "..."], axes: tuple[int, ...], quantizer: 
     if quantizer is WeightQuantizer.SIGN:
         codes = jnp.where(w > exact_mean(w, axes), 1.0, -1.0)
     else:
-        codes = jnp.clip(jnp.round(w * (1.0 / scale)), -1.0, 1.0)
+        codes = jnp.clip(jnp.round(w * (1.0 / scale)), 0.0 if quantizer is WeightQuantizer.ZERO_ONE else -1.0, 1.0)
     return Quantized(codes, scale)
 
 
@@ -120,17 +122,29 @@ def straight_through(x: Float[Array, "..."], quantized: Float[Array, "..."]) -> 
     return (x - stop_gradient(x)) + stop_gradient(quantized)
 
 
-def fake_quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Float[Array, "*layers K N"]:
-    """Weights rounded to codes * scale, in the type of `w`, with the straight-through gradient."""
+def fake_quantize_weights(
+    w: Float[Array, "*layers K N"], config: QuantConfig, strength: Float32[Array, ""] | None = None
+) -> Float[Array, "*layers K N"]:
+    """Weights rounded to codes * scale, in the type of `w`, with the straight-through gradient; in part where `strength` is given."""
     if config.weight is WeightQuantizer.NONE:
         return w
-    return straight_through(w, dequantize_weights(quantize_weights(w, config)).astype(w.dtype))
+    return straight_through(w, _part(w, dequantize_weights(quantize_weights(w, config)), strength).astype(w.dtype))
 
 
-def fake_quantize_activations(x: Float[Array, "... K"], config: QuantConfig) -> Float[Array, "... K"]:
-    """Activations rounded to codes / s, in the type of `x`, with the straight-through gradient."""
+def fake_quantize_activations(
+    x: Float[Array, "... K"], config: QuantConfig, strength: Float32[Array, ""] | None = None
+) -> Float[Array, "... K"]:
+    """Activations rounded to codes / s, in the type of `x`, with the straight-through gradient; in part where `strength` is given."""
     if config.activation is ActivationQuantizer.NONE:
         return x
     codes, _ = quantize_activations(x, config)
     size, top = _activation_size(x.astype(jnp.float32), config)
-    return straight_through(x, (codes / (top / size)).astype(x.dtype))
+    return straight_through(x, _part(x, codes / (top / size), strength).astype(x.dtype))
+
+
+def _part(x: Float[Array, "..."], quantized: Float32[Array, "..."], strength: Float32[Array, ""] | None) -> Float32[Array, "..."]:
+    """The way from `x` to `quantized` that `strength` = lambda says: x + lambda * (q(x) - x) (Hugging Face's blog on 1.58 bits, warm-up).
+
+    Written (1 - lambda) * x + lambda * q(x), which is exactly x at 0 and exactly q(x) at 1.
+    """
+    return quantized if strength is None else (1.0 - strength) * x.astype(jnp.float32) + strength * quantized

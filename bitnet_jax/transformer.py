@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.core import Tracer
 
 from bitnet_jax import cpu, dot, partition
-from bitnet_jax.array_types import Array, Float, Hidden, Int32, Lengths, Positions, Tokens
+from bitnet_jax.array_types import Array, Float, Float32, Hidden, Int32, Lengths, Positions, Tokens
 from bitnet_jax.config import Gather, Layers, ModelConfig, NormPlacement, Remat
 from bitnet_jax.errors import UserError
 from bitnet_jax.layers import Attention, Embedding, FeedForward, Head, Norm
@@ -78,7 +78,7 @@ class Block(nn.Module):
     gather: Gather = Gather.LATENT
 
     @nn.compact
-    def __call__(self, carry, layer: Int32[Array, ""], positions: Positions):
+    def __call__(self, carry, layer: Int32[Array, ""], positions: Positions, strength: Float32[Array, ""] | None = None):
         config = self.config
         x, cache = carry
 
@@ -86,9 +86,9 @@ class Block(nn.Module):
             return x if config.norm is NormPlacement.INSIDE else Norm(config, self.native, name=name)(x)
 
         how = self.implementation, self.native, self.gather
-        out, cache = Attention(config, *how, name="attn")(norm("attn_norm", x), positions, cache, layer)
+        out, cache = Attention(config, *how, name="attn")(norm("attn_norm", x), positions, cache, layer, strength)
         x = partition.hidden(x + out)
-        x = partition.hidden(x + FeedForward(config, *how, name="ffn")(norm("ffn_norm", x)))
+        x = partition.hidden(x + FeedForward(config, *how, name="ffn")(norm("ffn_norm", x), strength))
         return (x, cache), None
 
 
@@ -110,13 +110,21 @@ class Transformer(nn.Module):
     gather: Gather = field(default=Gather.LATENT, kw_only=True)
 
     @nn.compact
-    def __call__(self, tokens: Tokens, cache: KVCache | None = None, last: Lengths | Positions | None = None) -> Output:
+    def __call__(
+        self,
+        tokens: Tokens,
+        cache: KVCache | None = None,
+        last: Lengths | Positions | None = None,
+        strength: Float32[Array, ""] | None = None,
+    ) -> Output:
         """Logits of the next token at every position.
 
         Args:
             tokens: [B, T] int32, appended behind the `cache.length` tokens of each row.
             cache: keys and values of earlier tokens, with room for T more; None starts at position 0 and keeps nothing.
             last: [B] or [B, n] indices into T; logits are computed at that position, or those, of each row alone.
+            strength: lambda from 0 to 1; latent weights and activations are quantised in part, as in training before
+                `quant_warmup_steps`. None is in full.
         """
         config = self.config
         batch, time = tokens.shape
@@ -127,8 +135,8 @@ class Transformer(nn.Module):
         embedding = Embedding(config, name="embed")()
         x = partition.hidden(partition.gathered_table(embedding)[tokens].astype(config.dtype.value))
         kept = None if cache is None else (cache.k, cache.v)
-        native = cache is not None and cpu.runs(self.implementation)
-        x, kept = self._blocks((x, kept), positions, native)
+        native = cache is not None and strength is None and cpu.runs(self.implementation)
+        x, kept = self._blocks((x, kept), (positions,) if strength is None else (positions, strength), native)
         if last is not None:
             x = jnp.take_along_axis(x, last.reshape(batch, -1, 1), 1)
         hidden = cast(Hidden, Norm(config, name="final_norm")(x))
@@ -144,8 +152,8 @@ class Transformer(nn.Module):
             cache = KVCache(kept[0], kept[1], start + jnp.int32(time))
         return Output(logits, cache, hidden)
 
-    def _blocks(self, carry, positions: Positions, native: bool):
-        """The stack of blocks over `carry` = (x, cache), scanned over stacked parameters or written out."""
+    def _blocks(self, carry, same: tuple[Any, ...], native: bool):
+        """The stack of blocks over `carry` = (x, cache), scanned over stacked parameters or written out; `same` is what each is given."""
         config = self.config
         block = Block
         if config.remat is not Remat.NONE:
@@ -153,16 +161,16 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=config.layers is Layers.LOOP, policy=policy)
         if config.layers is Layers.LOOP:
             for i in range(config.num_layers):
-                carry, _ = block(config, self.implementation, native, self.gather, name=f"block_{i}")(carry, jnp.int32(i), positions)
+                carry, _ = block(config, self.implementation, native, self.gather, name=f"block_{i}")(carry, jnp.int32(i), *same)
             return carry
         if self.has_variable("params", "blocks"):
             stacked = self.get_variable("params", "blocks")
             if any(isinstance(leaf, PackedTernary) for leaf in jax.tree.leaves(stacked, is_leaf=_is_packed)):
-                return _packed_blocks(Block(config, self.implementation, native, self.gather, parent=None), stacked, carry, positions)
-        axes: Any = (0, nn.broadcast)  # declared as one int
+                return _packed_blocks(Block(config, self.implementation, native, self.gather, parent=None), stacked, carry, same)
+        axes: Any = (0, *[nn.broadcast] * len(same))  # declared as one int
         scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=config.num_layers, in_axes=axes)
         carry, _ = scanned(config, self.implementation, native, self.gather, name="blocks")(
-            carry, jnp.arange(config.num_layers, dtype=jnp.int32), positions
+            carry, jnp.arange(config.num_layers, dtype=jnp.int32), *same
         )
         return carry
 
@@ -171,7 +179,7 @@ def _is_packed(leaf: Any) -> bool:
     return isinstance(leaf, PackedTernary)
 
 
-def _packed_blocks(block: Block, stacked: Any, carry: Any, positions: Positions) -> Any:
+def _packed_blocks(block: Block, stacked: Any, carry: Any, same: tuple[Any, ...]) -> Any:
     """The scanned stack of blocks for packed weights, which stay whole: `nn.scan` would copy the bytes of each layer at every step."""
 
     def one(leaf: Any, layer: Int32[Array, ""]) -> Any:
@@ -179,7 +187,7 @@ def _packed_blocks(block: Block, stacked: Any, carry: Any, positions: Positions)
 
     def step(carry: Any, layer: Int32[Array, ""]) -> Any:
         params = jax.tree.map(lambda leaf: one(leaf, layer), stacked, is_leaf=_is_packed)
-        return block.apply({"params": params}, carry, layer, positions)
+        return block.apply({"params": params}, carry, layer, *same)
 
     return jax.lax.scan(step, carry, jnp.arange(block.config.num_layers, dtype=jnp.int32))[0]
 

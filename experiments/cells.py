@@ -68,7 +68,9 @@ def smoke(cell: Cell) -> Cell:
         cell.config,
         model=tiny(cell.config.model),
         data=dataclasses.replace(cell.config.data, source="stdlib", tokenizer="bytes", seq_len=16, validation_fraction=0.01),
-        optimizer=dataclasses.replace(cell.config.optimizer, warmup_steps=1),
+        optimizer=dataclasses.replace(
+            cell.config.optimizer, warmup_steps=1, quant_warmup_steps=min(cell.config.optimizer.quant_warmup_steps, 3)
+        ),
         output=dataclasses.replace(cell.config.output, log_every=1, checkpoint_every=2),
         steps=4,
         batch_size=2,

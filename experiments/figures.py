@@ -148,9 +148,9 @@ def scaling_figure(folder: Path) -> Any:
             left.fill_between(line, low, high, color=_COLOURS[side], alpha=0.15, linewidth=0)
     for number, (side, law) in enumerate(zip(scaling.SIDES, _SPECTRA, strict=True)):
         points = [pair[number] * math.log(2) for pair in _B1.values()]
-        left.plot(list(_B1), points, "s", color=_COLOURS[side], mfc="none", label=f"{_LABELS[side]}, b1")
+        left.plot(list(_B1), points, "s", color=_COLOURS[side], mfc="none", label="full precision, in b1" if number else "BitNet b1")
         line = np.geomspace(99e6, 3.9e9, 30)
-        left.plot(line, law(line), ":", color=_COLOURS[side], label=f"{_LABELS[side]}, Spectra's fit")
+        left.plot(line, law(line), ":", color=_COLOURS[side], label="full precision, Spectra's fit" if number else "TriLM, Spectra's fit")
     left.set(xscale="log", xlabel="parameters", ylabel="held-out loss, nats per token")
     both = [size for size in losses["bitnet"] if size in losses["twin"]]
     ours = [float(np.mean(losses["bitnet"][size]) / np.mean(losses["twin"][size]) - 1) * 100 for size in both]

@@ -33,7 +33,7 @@ from experiments.cells import Cell, Results, read_results, smoke
 CONFIGS = Path(__file__).parent / "configs"
 RESULTS = Path(__file__).parent / "results"
 _CURVE = ("step", "loss", "learning_rate", "weight_decay", "grad_norm", "flip_fraction", "zero")
-_NO_NUMBERS = ("output.", "data.cache_dir:")  # fields that change no number of a run
+_NO_NUMBERS = ("output.", "mesh.", "data.cache_dir:", "data.stall_timeout:")  # fields that change no number of a run
 
 
 def main(args: list[str] | None = None) -> int:
@@ -110,7 +110,8 @@ class Experiment:
 
 
 def train_cell(cell: Cell, directory: Path) -> dict[str, Any] | None:
-    """Trains `cell` in `directory`, from its last checkpoint if there is one, and evaluates it on all of the held-out text.
+    """Trains `cell` in `directory`, from its last checkpoint if there is one, and evaluates it on all of the held-out text; and with
+    `ema_decay` the average of its parameters, as "ema".
 
     Returns:
         What the cell's file holds; None where a signal stopped it.
@@ -121,6 +122,7 @@ def train_cell(cell: Cell, directory: Path) -> dict[str, Any] | None:
     from bitnet_jax.data import Batches, Tokenizer, prepare
     from bitnet_jax.evaluation import evaluator
     from bitnet_jax.training import logs, loop, run_directory
+    from bitnet_jax.training.optimizer import averaged
     from bitnet_jax.training.report import reporter_for
 
     config, begun = cell.config, time.perf_counter()
@@ -152,6 +154,8 @@ def train_cell(cell: Cell, directory: Path) -> dict[str, Any] | None:
     if cell.also:
         params = models.load(directory).params
         also = {label: _numbers(evaluate(model)(params)) for label, model in cell.also.items()}
+    if config.optimizer.ema_decay is not None:
+        also["ema"] = _numbers(evaluate(config.model)(averaged(loop.last_state(config, directory).opt_state)))
     counts = costs.parameters(config.model)
     facts = {
         "config": configs.to_dict(config),

@@ -337,8 +337,9 @@ def ablations() -> str:
     for group in ablation_cells.GROUPS.values():
         lines.append(f"| **{group.title}** | | | | {group.expected} |")
         rows = {variant: losses(variant) for variant in group.variants}
-        if "twin" in rows:
-            rows["twin, ternary after training"] = losses("twin", "ternarised")
+        for variant, (label, name) in ablation_cells.ALSO.items():
+            if variant in rows:
+                rows[name] = losses(variant, label)
         for variant, found in rows.items():
             if not found:
                 lines.append(f"| {variant} | not run | | | |")

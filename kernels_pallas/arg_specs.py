@@ -6,6 +6,7 @@ the chip's matrix unit. Nothing that is computed on that chip can take less.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -116,9 +117,9 @@ CHIPS: dict[str, Chip] = {
 """By the name that configs and results use."""
 
 
-def default_device() -> jax.Device:
+def default_device() -> Any:
     """The device that a computation is compiled for where its arrays do not say: that of `jax.default_device`, else the first."""
-    chosen = jax.config.jax_default_device
+    chosen: Any = jax.config.jax_default_device  # a device, or the name of a platform
     return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
 
 

@@ -39,6 +39,9 @@ def test_json_round_trip_is_the_identity():
         (lambda c: c["model"]["quant"].update(weight_group=20), "hidden_size=32 must be a multiple of weight_group=20"),
         (lambda c: c["data"].update(seq_len=65), "seq_len=65 must be at most the model's max_seq_len=64"),
         (lambda c: c["optimizer"].update(warmup_steps=10), "warmup_steps=10 must be below steps=10"),
+        (lambda c: c["optimizer"].update(quant_warmup_steps=11), "quant_warmup_steps=11 must be at most steps=10"),
+        (lambda c: c["optimizer"].update(quant_warmup_steps=-1), "quant_warmup_steps=-1 must not be negative"),
+        (lambda c: c["optimizer"].update(ema_decay=1.0), "ema_decay=1.0 must lie between 0 and 1, or be none"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_rule(edit, message):

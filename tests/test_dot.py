@@ -13,6 +13,7 @@ from kernels_pallas import Encoding, PackedTernary
 SCHEMES = [
     QuantConfig(),
     QuantConfig(weight=WeightQuantizer.SIGN),
+    QuantConfig(weight=WeightQuantizer.ZERO_ONE),
     QuantConfig(weight_group=16),
     QuantConfig(activation=ActivationQuantizer.PER_TENSOR),
     QuantConfig(activation=ActivationQuantizer.NONE),
@@ -90,6 +91,21 @@ def test_packed_equals_integer_bit_for_bit(config, dtype, encoding):
     packed = tree["q"]["kernel"]
     assert isinstance(packed, PackedTernary)
     assert np.array_equal(dot.packed(x, [packed], config)[0], dot.quantized(x, w, config.for_inference))
+
+
+@pytest.mark.parametrize("config", SCHEMES, ids=str)
+def test_quantised_in_part_goes_from_the_full_product_to_the_fake_one(config):
+    x, w, _ = inputs()
+    compiled = []
+
+    @jax.jit
+    def product(x, w, strength):
+        compiled.append(strength)
+        return dot.quantized(x, w, config, strength=strength)
+
+    np.testing.assert_allclose(product(x, w, jnp.float32(0.0)), dot.full(x, w), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(product(x, w, jnp.float32(1.0)), dot.quantized(x, w, fake(config)), rtol=1e-6, atol=1e-6)
+    assert len(compiled) == 1
 
 
 def test_integer_operands_are_exact_in_bfloat16():

@@ -22,7 +22,7 @@ def init(config):
 
 
 @pytest.mark.parametrize("encoding", list(Encoding))
-@pytest.mark.parametrize("weight", [WeightQuantizer.ABSMEAN, WeightQuantizer.SIGN])
+@pytest.mark.parametrize("weight", [WeightQuantizer.ABSMEAN, WeightQuantizer.SIGN, WeightQuantizer.ZERO_ONE])
 @pytest.mark.parametrize("group", [None, 16])
 def test_packed_codes_and_scales_are_those_of_the_quantiser(weight, group, encoding):
     config = tiny(quant=QuantConfig(weight=weight, weight_group=group))

@@ -58,6 +58,32 @@ def test_codes_do_not_change_with_a_power_of_two(quantizer, power):
     assert np.array_equal(before.scale * 2.0**power, after.scale)
 
 
+def test_weights_in_zero_and_one_are_the_ternary_ones_without_what_is_negative():
+    w = jax.random.normal(jax.random.key(0), (33, 17))
+    codes, scale = quant.quantize_weights(w, QuantConfig(weight=WeightQuantizer.ZERO_ONE))
+    ternary = quant.quantize_weights(w, ABSMEAN)
+    assert np.array_equal(codes, np.maximum(ternary.codes, 0.0))
+    assert np.array_equal(scale, ternary.scale)
+    assert set(np.unique(codes)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_quantised_in_part_is_between_the_value_and_the_quantised_one(dtype):
+    """Exactly the value at 0, exactly the quantised one at 1, and the gradient passes as it does in full."""
+    x = jax.random.normal(jax.random.key(0), (33, 17), dtype)
+    for function in (quant.fake_quantize_weights, quant.fake_quantize_activations):
+        full = function(x, ABSMEAN)
+        assert np.array_equal(function(x, ABSMEAN, jnp.float32(0.0)), x)
+        assert np.array_equal(function(x, ABSMEAN, jnp.float32(1.0)), full)
+        quarter, gradient = jax.value_and_grad(lambda x, f=function: jnp.sum(f(x, ABSMEAN, jnp.float32(0.25))))(x)
+        expected = x.astype(jnp.float32) + 0.25 * (full.astype(jnp.float32) - x.astype(jnp.float32))
+        np.testing.assert_allclose(
+            function(x, ABSMEAN, jnp.float32(0.25)).astype(jnp.float32), expected, rtol=1e-5 if dtype == jnp.float32 else 1e-2, atol=1e-6
+        )
+        assert quarter.dtype == dtype
+        assert np.array_equal(gradient, jnp.ones_like(x))
+
+
 def test_scales_are_what_the_papers_name():
     w = jnp.array([[0.1, -0.4], [0.3, 1.0], [-0.2, -0.6]])
     expected = {

@@ -69,6 +69,28 @@ def logits(config, params, *args):
     return apply(config, params, *args).logits
 
 
+@pytest.mark.parametrize("changes", [{}, {"layers": Layers.LOOP, "remat": Remat.FULL}], ids=str)
+def test_quantised_in_part_is_the_twin_at_nothing_and_the_fake_product_in_full(changes):
+    config = tiny(quant=QuantConfig(arithmetic=Arithmetic.FAKE), **changes)
+    params = init(config)
+
+    @partial(jax.jit, static_argnums=0, compiler_options={"xla_allow_excess_precision": False})
+    def part(config, strength):
+        return Transformer(config).apply({"params": params}, tokens(), strength=strength).logits
+
+    none, full, twin = part(config, jnp.float32(0.0)), part(config, jnp.float32(1.0)), logits(config.twin, params, tokens())
+    np.testing.assert_allclose(none, twin, **TOLERANCE[DType.FLOAT32])
+    np.testing.assert_allclose(full, logits(config, params, tokens()), **TOLERANCE[DType.FLOAT32])
+    np.testing.assert_allclose(part(config.twin, jnp.float32(0.5)), twin, **TOLERANCE[DType.FLOAT32])
+    assert np.abs(full - none).max() > 0.01
+
+
+def test_packed_weights_cannot_be_quantised_in_part():
+    config = tiny()
+    with pytest.raises(UserError, match="only latent weights can be quantised in part"):
+        Transformer(config).apply({"params": trees.pack(init(config), config)}, tokens(), strength=jnp.float32(0.5))
+
+
 @variants
 def test_later_tokens_have_no_gradient(config):
     """Causality: the logits at position t feel the embeddings of tokens 0 to t, and not those after."""

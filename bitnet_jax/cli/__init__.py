@@ -62,14 +62,22 @@ def main(args: Sequence[str] | None = None) -> int:
             return 1
         if isinstance(error, KeyboardInterrupt):
             print("bitnet-jax: interrupted", file=sys.stderr)
-            return 130
+            return _leave(130)
         print(f"bitnet-jax: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2 if isinstance(error, UserError | NotImplementedError) else 1
+        return _leave(2 if isinstance(error, UserError | NotImplementedError) else 1)
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # which a tokenizer's core raises, and which is no Exception
             raise
         print(f"bitnet-jax: error: the tokenizer fails: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _leave(code: int) -> int:
+    """`code`; a process of several ends here, for the others may wait for it, and it would wait for them."""
+    distributed = sys.modules.get("bitnet_jax.training.distributed")
+    if distributed is not None and distributed.joined():
+        distributed.leave(code)
+    return code
 
 
 def _help() -> str:

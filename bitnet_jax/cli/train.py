@@ -1,8 +1,9 @@
 """bitnet-jax train [PRESET | --config FILE] --out RUN: trains a model, or goes on with a run."""
 
+import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,17 @@ class Args:
     resume: bool = True
     """Go on with the run in the folder; --no-resume refuses a folder that holds one."""
     dry_run: bool = False
+    """Do two steps, an evaluation and a checkpoint, read it again, and remove it all: what would fail at hour 20 fails now."""
+    show_config: bool = False
     """Print the configuration that would be trained, and stop."""
+    profile: str | None = None
+    """START:STOP writes a trace of steps START to STOP - 1 to the folder `profile` of the run, for xprof or TensorBoard."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes train together and neither SLURM, a TPU pod nor Open MPI started them."""
+    processes: int | None = None
+    """How many processes there are; with --coordinator."""
+    process: int | None = None
+    """Index of this process, from 0; with --coordinator."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -36,11 +47,25 @@ def run(args: Sequence[str]) -> int:
     base, rest = arguments.starting_point(args, "train")
     if not any(flag == "--out" or flag.startswith("--out=") for flag in rest) and not {"-h", "--help"} & set(rest):
         raise UserError("--out is missing: must be the folder of the run")
-    parsed = arguments.parse(Args, rest, "train", Args(config=base, out=Path("runs/run")))
-    print(configs.to_json(parsed.config), end="", flush=True)
-    if parsed.dry_run:
+    parsed = arguments.parse(Args, rest, "train", Args(config=_rehearsed(base, rest), out=Path("runs/run")))
+    profile = steps_of(parsed.profile)
+    if parsed.show_config:
+        print(configs.to_json(parsed.config), end="", flush=True)
         return 0
-    summary = train(parsed.config, parsed.out, resume=parsed.resume)
+    from bitnet_jax.training import distributed
+
+    distributed.join(parsed.coordinator, parsed.processes, parsed.process)
+    if distributed.leads():
+        print(configs.to_json(parsed.config), end="", flush=True)
+    if parsed.dry_run:
+        summary = train(parsed.config, parsed.out, dry=True)
+        if distributed.leads():
+            done = f"{summary.step} steps, an evaluation, a checkpoint and a second start"
+            print(f"{done} went well in {summary.seconds:.0f} s; nothing of it is left")
+        return 0
+    summary = train(parsed.config, parsed.out, resume=parsed.resume, profile=profile)
+    if not distributed.leads():
+        return 130 if summary.stopped_by == "SIGINT" else 0
     if summary.stopped_by is not None:
         done = f"step {summary.step} of {parsed.config.steps}"
         print(f"stopped by {summary.stopped_by} after {done}, saved in {parsed.out}; the same command goes on with it")
@@ -51,12 +76,39 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = True):
-    """`train_run` with a bar on a terminal, lines elsewhere."""
+def _rehearsed(base: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """`base` with a warm-up that fits into the few steps of `--steps 2 --dry-run`."""
+    after = dict(itertools.pairwise(args)).get("--steps", "")
+    steps = int(after) if after.isdigit() else base.steps
+    if "--dry-run" not in args or not 0 < steps <= base.optimizer.warmup_steps:
+        return base
+    return replace(base, optimizer=replace(base.optimizer, warmup_steps=steps - 1))
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = True, dry: bool = False, profile: range | None = None):
+    """`train_run`, or with `dry` its rehearsal, with a bar on a terminal, lines elsewhere, and nothing from processes that do not lead."""
     from bitnet_jax.cli.progress import stages
-    from bitnet_jax.training.report import reporter_for
-    from bitnet_jax.training.run import prepare_run, train_run
+    from bitnet_jax.training import distributed
+    from bitnet_jax.training.report import Quiet, reporter_for
+    from bitnet_jax.training.run import prepare_run, rehearse, train_run
 
     with stages() as progress:
         data = prepare_run(config, out, progress)
-    return train_run(config, out, data=data, reporter=reporter_for(sys.stderr), resume=resume)
+    reporter = reporter_for(sys.stderr) if distributed.leads() else Quiet()
+    if dry:
+        return rehearse(config, out, data=data, reporter=reporter)
+    return train_run(config, out, data=data, reporter=reporter, resume=resume, profile=profile)
+
+
+def steps_of(text: str | None) -> range | None:
+    """The steps that START:STOP names.
+
+    Raises:
+        UserError: it does not.
+    """
+    if text is None:
+        return None
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and 1 <= int(start) < int(stop)):
+        raise UserError(f"--profile {text} must be START:STOP, numbers of steps with 1 <= START < STOP")
+    return range(int(start), int(stop))

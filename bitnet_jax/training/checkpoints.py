@@ -74,7 +74,8 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._manager.close()
+            if error is None or not distributed.joined():  # a save under way may wait for a process that is gone
+                self._manager.close()
         except Exception as failure:  # orbax passes on whatever its threads met, and raises bare Exception itself
             if error is None:
                 raise self._unwritten("the last checkpoint", failure) from failure
@@ -157,19 +158,30 @@ def read_params(directory: Path, target: Params, warn: Warn) -> tuple[Params, in
     Raises:
         UserError: there is no checkpoint, or every one is damaged.
     """
+    items, step = _read_newest(directory, {"params": target}, warn)
+    return items["params"], step
+
+
+def read_state(directory: Path, target: TrainState, warn: Warn) -> TrainState:
+    """All of the state that the newest whole checkpoint holds, as `read_params`, with the same errors."""
+    items, _ = _read_newest(directory, _items(target), warn)
+    return TrainState(params=items["params"], **items["optimizer"])
+
+
+def _read_newest(directory: Path, targets: dict[str, Any], warn: Warn) -> tuple[dict[str, Any], int]:
     if not directory.is_dir():
         raise UserError(f"{directory} holds no checkpoint")
     level = orbax_errors.quieten()
     manager = _open(directory, None)
     try:
-        read = _newest_whole(directory, sorted(manager.all_steps()), lambda step: _read(manager, step, {"params": target}), warn)
+        read = _newest_whole(directory, sorted(manager.all_steps()), lambda step: _read(manager, step, targets), warn)
     finally:
         manager.close()
         logging.getLogger("absl").setLevel(level)
     if read is None:
         raise UserError(f"{directory} holds no checkpoint")
     items, content = read
-    return items["params"], content["step"]
+    return items, content["step"]
 
 
 # --- orbax -----------------------------------------------------------------------------------------------------------

@@ -68,6 +68,11 @@ def _surroundings() -> bool:
     return slurm or pod or several("OMPI_COMM_WORLD_SIZE")
 
 
+def joined() -> bool:
+    """Whether this is one of several processes."""
+    return jax.distributed.is_initialized()
+
+
 def leads() -> bool:
     """Whether this process writes logs and small files."""
     return jax.process_index() == 0

@@ -1,12 +1,13 @@
 """The training loop: compile once, dispatch a step, fetch the numbers of the one before, log, evaluate, save, resume."""
 
 import contextlib
-import os
+import logging
 import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,15 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bitnet_jax import costs
-from bitnet_jax.config import NonFinite, TrainConfig
+from bitnet_jax.config import Linear, NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import codes, distributed, run_directory, sharding
-from bitnet_jax.training.checkpoints import Checkpoints
+from bitnet_jax.training.checkpoints import Checkpoints, Warn, read_state
 from bitnet_jax.training.logs import Line, Logs
 from bitnet_jax.training.optimizer import Optimizer, Params, make_optimizer
 from bitnet_jax.training.report import Quiet, Reporter, RunStart
 from bitnet_jax.training.signals import StopRequest
-from bitnet_jax.training.step import Apply, Batch, StepMetrics, TrainState, compile_step, init_state
+from bitnet_jax.training.stall import Timely
+from bitnet_jax.training.step import Apply, Batch, StepMetrics, TrainState, compile_step, device_memory, init_state, step_memory
 from bitnet_jax.transformer import Output, Transformer
 
 
@@ -44,6 +46,7 @@ class Data(Protocol):
         ...
 
 
+_warn = logging.getLogger("bitnet_jax").warning
 Evaluate = Callable[[Params], Mapping[str, float]]
 """Parameters → numbers to log, such as {"validation_loss": 3.2}."""
 
@@ -89,6 +92,8 @@ def train(
     evaluate: Evaluate | None = None,
     reporter: Reporter | None = None,
     resume: bool = True,
+    last_step: int | None = None,
+    profile: range | None = None,
 ) -> Summary:
     """Trains the model of `config` in `directory`, from the newest whole checkpoint there if it has one.
 
@@ -104,6 +109,8 @@ def train(
         evaluate: called with the parameters every `output.eval_every` steps and at the end.
         reporter: is told what happens; None passes warnings to `logging`.
         resume: False refuses a folder that holds a run.
+        last_step: the step after which this start evaluates, saves and returns; None is the run's last.
+        profile: steps of which a trace is written to the folder `profile`, for xprof and TensorBoard.
 
     The devices of all processes that have joined (`distributed.join`) form the mesh of `config.mesh`. Every process calls this with the
     same arguments, but for `data`; the folder is one that all of them see.
@@ -136,12 +143,18 @@ def train(
             distributed.led(lambda: run_directory.record_start(directory, config, first, provenance or {}))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             reporter.started(RunStart(config, directory, first, parameters, jax.devices()[0].device_kind))
-            for path in sharding.uncut(target.params, mesh) if mesh is not None else ():
-                reporter.warned(f"parameter {path} lies whole on every device: no size of it is a multiple of fsdp={mesh.shape['fsdp']}")
+            if mesh is not None:
+                for path in sharding.uncut(target.params, mesh):
+                    rule = f"no size of it is a multiple of fsdp={mesh.shape['fsdp']}"
+                    reporter.warned(f"parameter {path} lies whole on every device: {rule}")
             logs = held.enter_context(Logs(directory, config, first)) if distributed.leads() else None
-            run = _Run(config, data, mesh, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
+            timely = Timely(data, config.data.stall_timeout, f"source={config.data.source}")
+            held.callback(timely.close)
+            run = _Run(config, timely, mesh, optimizer, evaluate, reporter, stop, checkpoints, logs, first)
             run.non_finite = int(state.non_finite)
-            if first < config.steps:
+            run.last = min(config.steps, config.steps if last_step is None else last_step)
+            run.profiled = range(0) if profile is None else profile
+            if first < run.last:
                 run.go(state)
             run.wait()
             return run.summary(directory, time.perf_counter() - begun)
@@ -207,7 +220,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        data: Data,
+        data: Timely,
         mesh: Mesh | None,
         optimizer: Optimizer,
         evaluate: Evaluate | None,
@@ -223,6 +236,8 @@ class _Run:
         self.agreed: signal.Signals | None = None
         self.reporter, self.stop, self.checkpoints, self.logs = reporter, stop, checkpoints, logs
         self.first = self.step = first
+        self.last = config.steps
+        self.profiled = range(0)
         self.saved: int | None = None
         self.loss: float | None = None
         self.evaluation: dict[str, float] = {}
@@ -238,18 +253,25 @@ class _Run:
         """Does the steps that are left, or those until a signal comes."""
         config, output = self.config, self.config.output
         begun = time.perf_counter()
-        train_step = compile_step(config, model_apply(config), self.optimizer, state, batch_spec(config, self.mesh))
+        compiled = partial(compile_step, config, model_apply(config), self.optimizer, state, batch_spec(config, self.mesh))
+        warm = config.optimizer.quant_warmup_steps if config.model.linear is Linear.BIT else 0
+        train_step, warming_step = compiled(), compiled(warming=True) if self.first + 1 < warm else None
         self.compile_seconds = time.perf_counter() - begun
-        self.reporter.compiled(self.compile_seconds)
+        self.reporter.compiled(self.compile_seconds, step_memory(train_step))
         if self.first % output.log_every == 0:  # else the codes of the last log are gone, and the first count of flips is null
             self.earlier_codes = codes.snapshot(state.params, config.model)
         self.clock.start()
 
         pending: _Pending | None = None
-        while self.step < config.steps and self.stopping is None:
-            state, metrics = train_step(state, self._batch())
+        tracing = False
+        while self.step < self.last and self.stopping is None:
+            if not tracing and self.step + 1 in self.profiled:
+                jax.profiler.start_trace(str(self.checkpoints.directory.parent / run_directory.PROFILE))
+                tracing = True
+            do = train_step if warming_step is None or self.step + 1 >= warm else warming_step
+            state, metrics = do(state, self._batch())
             self.step += 1
-            done = self.step == config.steps
+            done = self.step == self.last
             caught = None if self.alone else distributed.everywhere(int(self.stop.signal or 0))
             counts = self._count_codes(state) if done or self.step % output.log_every == 0 else None
             dispatched = _Pending(self.step, metrics, counts, caught)
@@ -257,6 +279,10 @@ class _Run:
             if pending is not None:
                 self._settle(pending)
             pending = dispatched
+            if tracing and self.step + 1 not in self.profiled:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                tracing = False
 
             evaluating = self.evaluate is not None and (done or (output.eval_every > 0 and self.step % output.eval_every == 0))
             saving = done or self.step % output.checkpoint_every == 0
@@ -269,6 +295,8 @@ class _Run:
                 self._save(state)
         if pending is not None:
             self._settle(pending)
+        if tracing:
+            jax.profiler.stop_trace()
         if self.stopped_by is not None:
             if self.step not in (self.saved, self.first):
                 self._save(state)
@@ -391,17 +419,16 @@ class _Run:
 
 def _check_memory(config: TrainConfig) -> None:
     """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
-    needed = 16 * costs.parameters(config.model).total
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is not None:
+    average = config.optimizer.ema_decay is not None
+    parameters, limit = costs.parameters(config.model).total, device_memory()
+    needed = (20 if average else 16) * parameters
+    if limit is not None and jax.local_devices()[0].platform != "cpu":
         limit *= jax.device_count()
-    elif device.platform == "cpu" and hasattr(os, "sysconf"):
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if limit is not None and needed > limit:
         raise UserError(
-            f"{needed // 16:,} parameters need {needed / 1e9:,.0f} GB to train (parameter, gradient and two moments of 4 bytes each): "
-            f"must be at most the {limit / 1e9:,.0f} GB of this machine"
+            f"{parameters:,} parameters need {needed / 1e9:,.0f} GB to train (parameter, gradient and two moments"
+            f"{', and the average' if average else ''} of 4 bytes each): must be at most the {limit / 1e9:,.0f} GB of "
+            f"{'this machine' if jax.device_count() == 1 else 'its devices'}"
         )
 
 
@@ -411,12 +438,18 @@ def init_run(config: TrainConfig, optimizer: Optimizer) -> TrainState:
     return init_state(Transformer(config.model).init(jax.random.key(config.seed), tokens)["params"], optimizer)
 
 
+def last_state(config: TrainConfig, directory: Path, warn: Warn = _warn) -> TrainState:
+    """The state of the newest whole checkpoint of the run in `directory`; arguments and errors are those of `checkpoints.read_params`."""
+    target = jax.eval_shape(lambda: init_run(config, make_optimizer(config.optimizer, config.steps)))
+    return read_state(directory / run_directory.CHECKPOINTS, target, warn)
+
+
 def model_apply(config: TrainConfig) -> Apply:
-    """The model as a function of parameters and tokens [B, T] to logits [B, T, V]."""
+    """The model as a function of parameters and tokens [B, T], and of how far it quantises, to logits [B, T, V]."""
     model = Transformer(config.model, gather=config.mesh.gather)
 
-    def apply(params: Params, tokens: jax.Array) -> jax.Array:
-        output = model.apply({"params": params}, tokens)
+    def apply(params: Params, tokens: jax.Array, strength: jax.Array | None = None) -> jax.Array:
+        output = model.apply({"params": params}, tokens, strength=strength)
         assert isinstance(output, Output)
         return output.logits
 

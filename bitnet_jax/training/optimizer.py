@@ -14,6 +14,12 @@ NOT_DECAYED = ("scale", "embed")
 """Names in a parameter's path that take it out of weight decay: the gains of norms, and the embedding."""
 
 
+class Average(NamedTuple):
+    """State of the link that averages the parameters; as the path of a leaf ends as its parameter's, both are cut up over devices alike."""
+
+    average: Params
+
+
 class Optimizer(NamedTuple):
     """A gradient transformation, and the schedules that it follows.
 
@@ -35,13 +41,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
 
     with bias-corrected m and v (b1.58 FAQ, Table 2: betas (0.9, 0.95)). The schedules are read at the number of the update that the
     caller passes, not at a counter of their own, so that a skipped step does not shift them against the data.
-    The moments are float32, as the parameters are.
+    The moments are float32, as the parameters are. With `ema_decay` = d the state also holds a ← d * a + (1 - d) * p of the new parameters,
+    from the first ones on (`averaged`).
     """
     rate, decay = schedules.learning_rate(config, steps), schedules.weight_decay(config, steps)
     links = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     links.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.float32))
     links.append(_decay_and_scale(rate, decay))
+    if config.ema_decay is not None:
+        links.append(_average(config.ema_decay))
     return Optimizer(optax.with_extra_args_support(optax.chain(*links)), rate, decay)
+
+
+def averaged(state: Any) -> Params:
+    """The moving average of the parameters that the state of an optimizer with `ema_decay` holds."""
+    return next(leaf for leaf in jax.tree.leaves(state, is_leaf=_is_average) if _is_average(leaf)).average
 
 
 def decays(params: Params) -> Any:
@@ -52,6 +66,24 @@ def decays(params: Params) -> Any:
     both out is common practice.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: not any(_name(key) in NOT_DECAYED for key in path), params)
+
+
+def _is_average(leaf: Any) -> bool:
+    return isinstance(leaf, Average)
+
+
+def _average(decay: float) -> optax.GradientTransformationExtraArgs:
+    """The last link of a chain: passes the updates on, and averages the parameters that they lead to."""
+
+    def init(params: Params) -> Average:
+        return Average(jax.tree.map(jnp.copy, params))  # a buffer of its own, as donation needs
+
+    def update(updates: Any, state: Average, params: Params = None, **extra: Any) -> tuple[Any, Average]:
+        del extra
+        new = optax.apply_updates(params, updates)
+        return updates, Average(jax.tree.map(lambda mean, param: decay * mean + (1.0 - decay) * param, state.average, new))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _name(key: Any) -> str:

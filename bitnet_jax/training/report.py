@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from bitnet_jax.config import TrainConfig
+from bitnet_jax.training.step import StepMemory
 
 
 class RunStart(NamedTuple):
@@ -34,8 +35,8 @@ class Reporter(Protocol):
         """The run is about to compile its step."""
         ...
 
-    def compiled(self, seconds: float) -> None:
-        """The step is compiled."""
+    def compiled(self, seconds: float, memory: StepMemory | None) -> None:
+        """The step is compiled, and will need so much memory."""
         ...
 
     def advanced(self, step: int) -> None:
@@ -65,8 +66,8 @@ class Quiet:
     def started(self, start: RunStart) -> None:
         del start
 
-    def compiled(self, seconds: float) -> None:
-        del seconds
+    def compiled(self, seconds: float, memory: StepMemory | None) -> None:
+        del seconds, memory
 
     def advanced(self, step: int) -> None:
         del step
@@ -95,8 +96,8 @@ class Plain:
         self._steps = start.config.steps
         self._say(describe(start))
 
-    def compiled(self, seconds: float) -> None:
-        self._say(f"compiled the training step in {seconds:.1f} s")
+    def compiled(self, seconds: float, memory: StepMemory | None) -> None:
+        self._say(f"compiled the training step in {seconds:.1f} s{needs(memory)}")
 
     def advanced(self, step: int) -> None:
         del step
@@ -142,11 +143,11 @@ class Bar:
         self._progress.update(self._task, total=start.config.steps, completed=start.step)
         self._progress.start()
 
-    def compiled(self, seconds: float) -> None:
+    def compiled(self, seconds: float, memory: StepMemory | None) -> None:
         # The clock of the estimate starts here: compilation is not the pace of the steps.
         task = self._progress.tasks[0]
         self._progress.reset(self._task, total=task.total, completed=int(task.completed), description="training", numbers="")
-        self._say(f"compiled the training step in {seconds:.1f} s")
+        self._say(f"compiled the training step in {seconds:.1f} s{needs(memory)}")
 
     def advanced(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
@@ -181,6 +182,18 @@ def describe(start: RunStart) -> str:
     begun = f"resuming at step {start.step} of {config.steps}" if start.step else f"{config.steps} steps"
     batch = f"{config.batch_size} x {config.data.seq_len} tokens"
     return f"{start.directory}: {begun} of {batch}, {start.parameters:,} parameters ({config.model.linear.value}), {start.device}"
+
+
+def needs(memory: StepMemory | None) -> str:
+    """What a step needs, as the end of a line."""
+    if memory is None:
+        return ""
+    of = "" if memory.limit is None else f", of {_bytes(memory.limit)}"
+    return f"; each device holds {_bytes(memory.state)} of state and batch, and {_bytes(memory.temporary)} within a step{of}"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def summarize(line: Mapping[str, Any]) -> str:

@@ -1,13 +1,17 @@
-"""A whole run from its configuration alone: the corpus is prepared, the model trained in a folder and evaluated on held-out text."""
+"""A whole run from its configuration alone: the corpus is prepared, the model trained in a folder and evaluated on held-out text; and a
+rehearsal of it."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from bitnet_jax import costs
 from bitnet_jax.config import TrainConfig
 from bitnet_jax.data import Batches, Prepared, Progress, Tokenizer, prepare
 from bitnet_jax.data.cache import silent
+from bitnet_jax.errors import RunError
 from bitnet_jax.evaluation import evaluator
-from bitnet_jax.training import loop
+from bitnet_jax.training import distributed, loop, sharding
 from bitnet_jax.training.loop import Evaluate, Summary
 from bitnet_jax.training.optimizer import Params
 from bitnet_jax.training.report import Reporter
@@ -35,6 +39,8 @@ def train_run(
     measure: Evaluate | None = None,
     reporter: Reporter | None = None,
     resume: bool = True,
+    last_step: int | None = None,
+    profile: range | None = None,
 ) -> Summary:
     """`loop.train` on the corpus that `config.data` names, with the first `output.eval_windows` windows of its held-out text as evaluation.
 
@@ -47,6 +53,8 @@ def train_run(
         measure: called with the parameters at every evaluation; its numbers are logged beside those of the held-out text.
         reporter: is told what happens; None passes warnings to `logging`.
         resume: False refuses a folder that holds a run.
+        last_step: as in `loop.train`.
+        profile: as in `loop.train`.
 
     Raises:
         UserError: as `prepare` and `loop.train`.
@@ -64,7 +72,15 @@ def train_run(
     def evaluate(params: Params) -> Mapping[str, float]:
         return {**held_out(params), **(measure(params) if measure else {})}
 
-    batches = Batches(data.train.ids, seq_len=config.data.seq_len, batch_size=config.batch_size, seed=config.seed)
+    part = sharding.rows(sharding.make_mesh(config.mesh), config.batch_size)
+    batches = Batches(
+        data.train.ids,
+        seq_len=config.data.seq_len,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=part.index,
+        process_count=part.count,
+    )
     try:
         return loop.train(
             config,
@@ -75,6 +91,45 @@ def train_run(
             evaluate=evaluate,
             reporter=reporter,
             resume=resume,
+            last_step=last_step,
+            profile=profile,
         )
     finally:
         batches.close()
+
+
+def rehearse(config: TrainConfig, out: Path, *, data: Prepared | None = None, reporter: Reporter | None = None) -> Summary:
+    """Does all that a run does, in two steps: what would fail late fails now. Leaves nothing behind.
+
+    In a folder beside `out`, for it must lie on the same disk: two steps, the evaluation and a checkpoint, and a second start that reads
+    the checkpoint. Before that, the disk is held to the checkpoints that the run will keep.
+
+    Raises:
+        UserError: as `train_run`.
+        RunError: as `train_run`, or the disk is too full for the checkpoints.
+    """
+    place = out.parent / f"{out.name}.rehearsal"
+    steps = min(2, config.steps)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        distributed.led(lambda: _check_disk(config, place))
+        data = prepare_run(config, place) if data is None else data
+        summary = train_run(config, place, data=data, reporter=reporter, last_step=steps)
+        again = train_run(config, place, data=data, last_step=steps)
+        if summary.stopped_by is None and again.first_step != steps:
+            raise RunError(f"the checkpoint of step {steps} in {place} was not found again: step {again.first_step} was")
+        return summary
+    finally:
+        if distributed.leads():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _check_disk(config: TrainConfig, place: Path) -> None:
+    """Raises RunError where the checkpoints that are kept, and one being written, have no room."""
+    each = 12 * costs.parameters(config.model).total  # parameters and two moments, 4 bytes each
+    count, free = config.output.keep_checkpoints + 1, shutil.disk_usage(place).free
+    if count * each > free:
+        raise RunError(
+            f"{place.parent} has {free / 1e9:,.1f} GB free: must be at least {count * each / 1e9:,.1f} GB "
+            f"for {count} checkpoints of {each / 1e9:,.1f} GB (keep_checkpoints={config.output.keep_checkpoints}, and one being written)"
+        )

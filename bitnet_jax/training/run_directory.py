@@ -7,6 +7,7 @@ Files:
     metrics.jsonl    one line per log interval and per evaluation, each step once
     checkpoints/     see `checkpoints.py`; damaged ones are moved to damaged/
     tensorboard/     event files
+    profile/         traces of single steps, where they were asked for
     and what the caller adds, such as tokenizer.json
 """
 
@@ -32,8 +33,10 @@ PROVENANCE = "provenance.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 _LOCK = ".lock"
-_MAY_DIFFER = ("output.", "mesh.", "data.cache_dir:", "non_finite:", "non_finite_limit:")  # they decide no number of a run that goes on
+_MAY_DIFFER = ("output.", "mesh.", "data.cache_dir:", "data.stall_timeout:", "non_finite:", "non_finite_limit:")
+"""Beginnings of the fields that decide no number of a run that goes on."""
 _PACKAGES = ("bitnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

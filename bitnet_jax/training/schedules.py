@@ -84,6 +84,15 @@ def weight_decay(config: OptimizerConfig, steps: int) -> Rate:
     return rate
 
 
+def quant_strength(config: OptimizerConfig) -> Rate:
+    """How far a BitLinear is quantised at update t: min(t / W, 1) with W = `quant_warmup_steps`, which must be positive.
+
+    Hugging Face's blog on 1.58 bits, which calls it lambda and tried W = T / 2 and 1000 of 5000; exponential and sigmoid ramps were worse
+    there, and are not here.
+    """
+    return lambda step: jnp.minimum(jnp.asarray(step).astype(jnp.float32) / config.quant_warmup_steps, 1.0)
+
+
 def _update(step: Step, steps: int) -> jax.Array:
     return jnp.clip(jnp.asarray(step), 0, steps).astype(jnp.float32)
 

@@ -36,7 +36,7 @@ def sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     return {axis: (named | {"fsdp": fsdp})[axis] for axis in partition.AXES}
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh of `devices`, all there are where they are not given; None for a single one, which needs none.
 
     Neighbours along `sequence` and `tensor` are neighbours among the devices, so that these axes stay within a host as long as they can.
@@ -133,7 +133,7 @@ def rows(mesh: Mesh | None, batch_size: int) -> Rows:
     if mesh is None or jax.process_count() == 1:
         return Rows(0, 1)
     places = NamedSharding(mesh, P(partition.BATCH)).addressable_devices_indices_map((batch_size,))
-    spans = sorted({(index[0].start or 0, batch_size if index[0].stop is None else index[0].stop) for index in places.values()})
+    spans = sorted({index[0].indices(batch_size)[:2] for index in places.values() if index is not None})
     start, stop = spans[0][0], spans[-1][1]
     size = stop - start
     if any(before[1] != after[0] for before, after in itertools.pairwise(spans)) or start % size or batch_size % size:
@@ -150,7 +150,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh | None, part: Rows) -> 
     def one(local: np.ndarray) -> jax.Array:
         first = part.index * local.shape[0]
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(part.count * local.shape[0])
             return local[start - first : stop - first, index[1]]
 

@@ -1,5 +1,6 @@
 """One optimiser step as a pure function of state and batch, and the one place where it is compiled."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ from jax.stages import Compiled
 from bitnet_jax import partition
 from bitnet_jax.array_types import Array, Float32, Int32
 from bitnet_jax.config import TrainConfig
+from bitnet_jax.training import schedules
 from bitnet_jax.training.losses import LossSums, count, loss_sums
 from bitnet_jax.training.optimizer import Optimizer, Params
 
-Apply = Callable[[Params, jax.Array], jax.Array]
-"""Parameters and tokens [B, T] → logits [B, T, V]."""
+Apply = Callable[..., jax.Array]
+"""Parameters and tokens [B, T] → logits [B, T, V]; while quantisation is warmed up, its strength is a third argument."""
 Batch = Mapping[str, Any]
 """{"tokens", "targets"}: int32 [B, T], arrays or their shapes; targets of -1 have no loss."""
 
@@ -79,7 +81,14 @@ def init_state(params: Params, optimizer: Optimizer) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, apply: Apply, optimizer: Optimizer, accumulation: int = 1, z_loss: float = 0.0
+    state: TrainState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    optimizer: Optimizer,
+    accumulation: int = 1,
+    z_loss: float = 0.0,
+    strength: schedules.Rate | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update of the parameters by the gradient of mean cross entropy + `z_loss` * mean (log Z)^2.
 
@@ -93,7 +102,10 @@ def train_step(
         optimizer: from `make_optimizer`.
         accumulation: microbatches that the batch is computed in; B must be a multiple of it.
         z_loss: weight of the z-loss.
+        strength: number of the update → how far `apply` quantises; None leaves that to `apply`.
     """
+    if strength is not None:
+        apply = partial(_in_part, apply, strength(state.step + 1))
     tokens = jnp.maximum(count(batch["targets"]), 1).astype(jnp.float32)
     gradient = jax.value_and_grad(partial(_loss, apply=apply, z_loss=z_loss, total=tokens), has_aux=True)
     if accumulation == 1:
@@ -131,17 +143,63 @@ def train_step(
     return new, metrics
 
 
-def compile_step(config: TrainConfig, apply: Apply, optimizer: Optimizer, state: TrainState, batch: Batch) -> Compiled:
+def compile_step(
+    config: TrainConfig, apply: Apply, optimizer: Optimizer, state: TrainState, batch: Batch, *, warming: bool = False
+) -> Compiled:
     """`train_step` of this run, compiled for the shapes of `state` and `batch`; the state that goes in is donated.
 
     Compiled ahead of time, so that a changed shape raises where jit would compile again without a word. On a mesh, which surrounds the
-    call, the new state lies where `state` does, and the metrics are on every device.
+    call, the new state lies where `state` does, and the metrics are on every device. With `warming` it is a step before
+    `quant_warmup_steps`, a program of its own, so that the others are those of a run without it, bit for bit.
     """
-    step = partial(train_step, apply=apply, optimizer=optimizer, accumulation=config.accumulation, z_loss=config.z_loss)
+    step = partial(
+        train_step,
+        apply=apply,
+        optimizer=optimizer,
+        accumulation=config.accumulation,
+        z_loss=config.z_loss,
+        strength=schedules.quant_strength(config.optimizer) if warming else None,
+    )
     places: Any = None
     if partition.active():
         places = jax.tree.map(lambda leaf: leaf.sharding, state), PartitionSpec()
     return jax.jit(step, donate_argnums=0, out_shardings=places).lower(state, batch).compile()
+
+
+class StepMemory(NamedTuple):
+    """Memory of one device in a compiled step, as the compiler says.
+
+    Attributes:
+        state: bytes of parameters, moments and batch.
+        temporary: bytes of gradients, activations and all else that a step makes and drops.
+        limit: bytes that the device has, or the host; None where that is not known.
+    """
+
+    state: int
+    temporary: int
+    limit: int | None
+
+
+def step_memory(step: Compiled) -> StepMemory | None:
+    """What a compiled step needs; None where the compiler does not say."""
+    found = step.memory_analysis()
+    if found is None:
+        return None
+    state = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return StepMemory(state, found.temp_size_in_bytes, device_memory())
+
+
+def device_memory() -> int | None:
+    """Bytes of a device of this process, or of the host where that is the device; None where it is not known."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit
+
+
+def _in_part(apply: Apply, strength: jax.Array, params: Params, tokens: jax.Array) -> jax.Array:
+    return apply(params, tokens, strength)
 
 
 def _loss(params: Params, batch: Batch, *, apply: Apply, z_loss: float, total: jax.Array) -> tuple[jax.Array, LossSums]:

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels_pallas.arg_specs import ArgSpec
+from kernels_pallas.arg_specs import ArgSpec, default_device
 from kernels_pallas.mosaic_gpu.blocks import GpuConfig, blocks
 from kernels_pallas.packing import Encoding, PackedLayer, PackedTernary
 

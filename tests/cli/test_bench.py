@@ -105,8 +105,10 @@ def test_a_signal_keeps_what_was_measured_and_leaves_no_process(tmp_path, number
     for line in process.stderr:
         if "bitnet-jax, 1 threads" in line:
             break
-    time.sleep(0.5)  # the sleeper is next
-    (child,) = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    child = ""
+    while process.poll() is None and not child:  # the sleeper is next
+        child = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+        time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

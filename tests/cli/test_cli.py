@@ -73,7 +73,7 @@ def test_flags_change_the_preset_and_the_result_is_printed(capsys):
         "ladder-0.2m",
         "--out",
         "x",
-        "--dry-run",
+        "--show-config",
         "--model.linear",
         "full",
         "--model.quant.weight",

@@ -1,11 +1,20 @@
 """The commands one after the other on a small run: train, resume, eval, pack, generate, info."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import bitnet_jax as bj
 from bitnet_jax import cli
+from bitnet_jax.cli.train import steps_of
+from bitnet_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.\n\n" * 60
 SMALL = (
@@ -109,3 +118,40 @@ def test_a_file_that_is_not_proved_is_not_kept(tmp_path, capsys, monkeypatch):
     assert "is not the latent one" in capsys.readouterr().err
     assert (tmp_path / "packed.safetensors").read_bytes() == b"an earlier one"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["latent.safetensors", "packed.safetensors"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(tmp_path):
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "bitnet_jax", "train", "ladder-0.2m", "--out", "run", "--data.source", "corpus.txt", *SMALL]
+    together = [[*command, "--coordinator", coordinator, "--processes", "2", "--process", str(i)] for i in (0, 1)]
+    started = [
+        subprocess.Popen(
+            words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for words in together
+    ]
+    (out, err), (quiet, other) = (process.communicate(timeout=300) for process in started)
+    assert [process.returncode for process in started] == [0, 0], err + other
+    assert "run: 4 steps done" in out
+    assert "step 4/4" in err
+    assert "done" not in quiet
+    assert "step" not in other
+
+
+def test_a_rehearsal_takes_as_few_steps_as_are_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    words = ("train", "ladder-0.2m", "--out", "run", "--data.source", "corpus.txt", *SMALL, "--steps", "2", "--dry-run")
+    assert cli.main(list(words)) == 0
+    assert "2 steps, an evaluation, a checkpoint and a second start went well" in capsys.readouterr().out
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("run")]
+
+
+@pytest.mark.parametrize("text", ["5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
+def test_steps_to_trace_must_be_a_range(text):
+    with pytest.raises(UserError, match=rf"--profile {text} must be START:STOP"):
+        steps_of(text)

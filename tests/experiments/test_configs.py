@@ -146,6 +146,28 @@ def test_an_ablation_has_the_parameters_of_the_default(name: str) -> None:
     assert (mine.embedding, mine.linear) == (default.embedding, default.linear)
 
 
+def test_every_variant_is_run_with_one_seed_before_any_is_run_with_the_next() -> None:
+    cells = ablations.cells({})
+    seeds = [cell.config.seed for cell in cells]
+    assert seeds == sorted(seeds)
+    assert all(cell.name.endswith(f"-seed{cell.config.seed}") for cell in cells)
+
+
+def test_the_best_rate_stands_inside_the_ladder() -> None:
+    for side, prefix in (("bitnet", "rate-"), ("twin", "twin-rate-")):
+        rates = sorted(
+            config.optimizer.learning_rate for name, config in ablations.GROUPS["rate"].variants.items() if name.startswith(prefix)
+        )
+        assert rates[1] < ablations.RATE[side] < rates[-2]
+
+
+def test_what_is_evaluated_as_well_has_a_row() -> None:
+    for cell in ablations.cells({}):
+        labels = {*cell.also, *(() if cell.config.optimizer.ema_decay is None else ("ema",))}
+        variant = cell.name.removesuffix(f"-seed{cell.config.seed}")
+        assert labels == ({ablations.ALSO[variant][0]} if variant in ablations.ALSO else set())
+
+
 def test_the_docstring_says_how_many_runs_there_are() -> None:
     assert f"Cost: {len(ablations.cells({}))} runs of" in (ablations.__doc__ or "")
     assert f"{costs.parameters(ablations.BASE).total:,} parameters" in Path(ablations.__file__).read_text(encoding="utf-8")

@@ -48,6 +48,8 @@ def test_a_result_says_what_was_run_with_what_and_what_came_of_it(finished: Path
     # The twin's weights as ternary ones are another model, evaluated on the same text.
     ternarised = found["second"]["also"]["ternarised"]
     assert ternarised["loss"] != found["second"]["validation"]["loss"]
+    assert set(found["first"]["also"]) == {"ema"}
+    assert found["first"]["also"]["ema"]["loss"] != found["first"]["validation"]["loss"]
     assert (finished / "results" / "first.json").stat().st_size < 30_000
 
 

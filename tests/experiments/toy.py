@@ -6,6 +6,7 @@ With STEP, the process kills itself as soon as the checkpoint of that step is on
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,10 @@ from experiments.configs import scaling
 def cell(name: str, linear: Linear = Linear.BIT, seed: int = 0) -> Cell:
     base = scaling.SIZES["0.1m"] if linear is Linear.BIT else scaling.SIZES["0.1m"].twin
     also = {} if linear is Linear.BIT else {"ternarised": scaling.SIZES["0.1m"]}
-    return smoke(Cell(name=name, config=scaling.train_config(base, 6e-3, seed), also=also))
+    config = scaling.train_config(base, 6e-3, seed)
+    if linear is Linear.BIT:
+        config = replace(config, optimizer=replace(config.optimizer, ema_decay=0.5))
+    return smoke(Cell(name=name, config=config, also=also))
 
 
 def cells(results: Results) -> list[Cell]:

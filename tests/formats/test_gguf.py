@@ -190,6 +190,16 @@ def test_scales_by_group_are_kept_where_the_type_has_them(tmp_path, group, targe
     np.testing.assert_array_equal(found.read(Q).scale, packed.read(Q).scale.astype(np.float16))
 
 
+@pytest.mark.parametrize(("base", "type", "target"), [(BITNET, "tq2_0", "llama.cpp"), (RELU2, "i2_s", "bitnet.cpp")])
+def test_weights_in_zero_and_one_are_kept(tmp_path, base, type, target):
+    source = random_weights(replace(base, quant=QuantConfig(weight=W.ZERO_ONE)))
+    found = gguf.read(written(tmp_path, source, type, target)).read(Q)
+    packed = leafwise.packed(source, found.encoding).read(Q)
+    np.testing.assert_array_equal(unpack(found), unpack(packed))
+    np.testing.assert_allclose(found.scale, packed.scale, rtol=1e-3)
+    assert np.unique(unpack(found)).tolist() == [0, 1]
+
+
 def test_blocks_of_zeros_without_a_scale_are_zeros(tmp_path, llama_file):
     """llama-quantize writes the scale 0 where all weights of a block are 0."""
     file = gguf_container.File(llama_file)

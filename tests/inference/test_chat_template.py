@@ -48,7 +48,7 @@ def test_a_template_finds_what_transformers_offers(template, text):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", r"was stopped \(SIGXCPU\)"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", r"was stopped \(SIGXCPU\)|takes more than"),
         ("{{ 'a' * 10 ** 10 }}", "it needs too much memory"),
         ("{% set s = namespace(x='a') %}{% for i in range(99) %}{% set s.x = s.x + s.x %}{% endfor %}", "it needs too much memory"),
         ("{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}", "its text has more than 8388608 characters"),
@@ -72,7 +72,7 @@ def test_a_template_that_fails_or_would_do_harm_is_one_line(template, message):
         render(template, HI)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("the chat template fails: ")
-    assert time.monotonic() - begun < chat_template.WALL_SECONDS
+    assert time.monotonic() - begun < 2 * chat_template.WALL_SECONDS  # a busy machine may give it less than its processor time
 
 
 def test_a_template_that_waits_is_given_up(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitnet_jax import params as trees
-from bitnet_jax.config import ActivationQuantizer, DType, Linear, NormPlacement, QuantConfig
+from bitnet_jax.config import ActivationQuantizer, DType, Linear, NormPlacement, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.inference import check_parity
 from bitnet_jax.transformer import Transformer
@@ -61,9 +61,10 @@ def test_a_packed_model_is_the_latent_one(implementation):
     [
         tiny(norm=NormPlacement.INSIDE, dtype=DType.BFLOAT16, num_layers=1),
         tiny(quant=QuantConfig(weight_group=16), num_layers=1),
+        tiny(quant=QuantConfig(weight=WeightQuantizer.ZERO_ONE), num_layers=1),
         tiny(quant=QuantConfig(activation=ActivationQuantizer.NONE), norm=NormPlacement.NONE, num_layers=1),
     ],
-    ids=["inside_bfloat16", "grouped", "weight_only"],
+    ids=["inside_bfloat16", "grouped", "zero_one", "weight_only"],
 )
 def test_the_proof_covers_every_kind_of_model(config):
     found = check(trees.pack(latent(config), config, Encoding.BASE3), config)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kernels_pallas import ArgSpec, PackedLayer, autotune, bench, block_config
+from kernels_pallas.api import IMPLEMENTATIONS
 from kernels_pallas.arg_specs import named
 from kernels_pallas.mosaic_gpu.blocks import SHARED_MEMORY, GpuConfig, rule, shared_memory
 
@@ -106,7 +107,7 @@ def test_the_benchmark_works_and_says_that_a_smoke_run_means_nothing(tmp_path: P
     assert set(content["calls"]) == {"smoke/1", "smoke/16"}
     for found in content["calls"].values():
         assert found["exact"]
-        assert found["ours"] == "xla"
+        assert found["ours"] == ("native" if "native" in IMPLEMENTATIONS else "xla")  # of bitnet_jax, where another test has imported it
         assert set(found["microseconds"]) == {"ours", "xla", "bf16", "int8"}
 
 

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, tuple[Gather, ...]]]] = {
     "weights": (WEIGHTS, dict.fromkeys(MESHES, (Gather.LATENT,))),
     "twin": (replace(MODEL.twin, tie_embeddings=False), {"2,2,2": (Gather.LATENT,)}),
     "loop": (replace(WEIGHTS, layers=Layers.LOOP), {"2,2,2": (Gather.LATENT,)}),
+    "warming": (WEIGHTS, {"2,2,2": (Gather.LATENT,)}),
 }
 """Name → model, and the meshes it is computed on with what is gathered; the first of a mesh is held to one device, others to the first."""
 
@@ -48,7 +49,8 @@ def run(config: TrainConfig, devices: list[jax.Device]) -> dict[str, Any]:
         target = sharding.place(jax.eval_shape(lambda: loop.init_run(config, optimizer)), mesh)
         places = None if mesh is None else sharding.shardings(target)
         state = jax.jit(lambda: loop.init_run(config, optimizer), out_shardings=places)()
-        step = compile_step(config, loop.model_apply(config), optimizer, state, loop.batch_spec(config, mesh))
+        warming = config.optimizer.quant_warmup_steps > 0
+        step = compile_step(config, loop.model_apply(config), optimizer, state, loop.batch_spec(config, mesh), warming=warming)
         batches = [sharding.place_batch({"tokens": ids[:, :-1], "targets": ids[:, 1:]}, mesh, sharding.Rows(0, 1)) for ids in random]
         state, metrics = step(state, batches[0])
         moments = jax.device_get(state.opt_state)
@@ -82,9 +84,10 @@ def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     results: dict[str, Any] = {}
     for name, (model, meshes) in CASES.items():
-        config = TrainConfig(
-            model=model, data=DataConfig(seq_len=16), optimizer=OptimizerConfig(warmup_steps=0), steps=4, batch_size=16, accumulation=2
-        )
+        optimizer = OptimizerConfig(warmup_steps=0)
+        if name == "warming":
+            optimizer = replace(optimizer, quant_warmup_steps=4, ema_decay=0.5)
+        config = TrainConfig(model=model, data=DataConfig(seq_len=16), optimizer=optimizer, steps=4, batch_size=16, accumulation=2)
         expected = run(config, jax.devices()[:1])
         results[name] = {}
         for label, gathers in meshes.items():

@@ -139,6 +139,16 @@ def test_every_checkpoint_damaged_is_an_error_in_one_line_and_none_is_touched(fo
     assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
 
 
+def test_a_lost_process_or_a_full_device_is_not_taken_for_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+    monkeypatch.setattr("bitnet_jax.training.checkpoints.checksums", lost)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+        restore(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
+
+
 def test_remains_of_an_interrupted_save_are_no_checkpoint_and_are_removed(folder: Path) -> None:
     shutil.copytree(folder / "6", folder / "8.orbax-checkpoint-tmp")
     restored, warnings, _ = restore(folder)

@@ -18,6 +18,13 @@ def test_every_single_changed_element_changes_the_checksum_of_its_leaf_alone(dty
         assert after["['b']"] == before["['b']"]
 
 
+def test_elements_that_change_places_change_the_checksum() -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    before = checksums(array)
+    for axis in range(3):
+        assert checksums(np.flip(array, axis)) != before
+
+
 def test_checksum_does_not_depend_on_where_the_array_is() -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     assert checksums(array) == checksums(jnp.asarray(array)) == checksums(np.asfortranarray(array))

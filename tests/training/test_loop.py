@@ -12,10 +12,10 @@ import pytest
 
 from bitnet_jax.config import NonFinite, TrainConfig
 from bitnet_jax.errors import RunError, UserError
-from bitnet_jax.training import logs
+from bitnet_jax.training import logs, loop
 from bitnet_jax.training.checkpoints import read_params
-from bitnet_jax.training.loop import Summary, init_run, train
-from bitnet_jax.training.optimizer import make_optimizer
+from bitnet_jax.training.loop import Summary, init_run, last_state, train
+from bitnet_jax.training.optimizer import averaged, make_optimizer
 from tests.training.runs import BATCH, TIME, VOCAB, Batches, Recorder, losses, same, small_config
 
 
@@ -251,3 +251,50 @@ def test_a_run_too_large_for_the_machine_is_refused(tmp_path: Path) -> None:
     large = replace(small_config(), model=replace(small_config().model, vocab_size=2_000_000_000))
     with pytest.raises(UserError, match=r"parameters need .* GB to train"):
         train(large, tmp_path, Batches())
+
+
+def test_a_run_with_warm_up_and_average_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """The crash is in the warm-up; checkpoints stand in it and after it."""
+    config = small_config(optimizer_quant_warmup_steps=6, optimizer_ema_decay=0.5)
+    train(config, tmp_path / "whole", Batches())
+    with pytest.raises(Crash):
+        train(config, tmp_path / "parts", Batches(crash_at(4)))
+    assert train(config, tmp_path / "parts", Batches()).first_step == 3
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    ends = [last_state(config, tmp_path / name) for name in ("parts", "whole")]
+    assert same(*ends)
+    assert not same(averaged(ends[0].opt_state), ends[0].params)
+
+
+def test_steps_from_the_end_of_the_warm_up_on_are_those_of_a_run_without_it(
+    whole: tuple[Path, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[bool] = []
+    compile_step = loop.compile_step
+
+    class Recorded:
+        def __init__(self, *args: Any, warming: bool = False) -> None:
+            self.step, self.warming = compile_step(*args, warming=warming), warming
+            self.memory_analysis = self.step.memory_analysis
+
+        def __call__(self, *inputs: Any) -> Any:
+            done.append(self.warming)
+            return self.step(*inputs)
+
+    monkeypatch.setattr(loop, "compile_step", Recorded)
+    train(small_config(optimizer_quant_warmup_steps=4), tmp_path / "warm", Batches())
+    assert done == [True] * 3 + [False] * 5
+    assert losses(tmp_path / "warm")[1] != losses(whole[0])[1]
+    done.clear()
+    config = small_config(optimizer_quant_warmup_steps=1)  # in full at the first step
+    train(config, tmp_path / "one", Batches())
+    assert done == [False] * 8
+    assert losses(tmp_path / "one") == losses(whole[0])
+    assert same(parameters(tmp_path / "one", config), parameters(whole[0], config))
+
+
+def test_the_average_changes_no_parameter(whole: tuple[Path, Summary], tmp_path: Path) -> None:
+    config = small_config(optimizer_ema_decay=0.9)
+    train(config, tmp_path, Batches())
+    for found, expected in zip(jax.tree.leaves(parameters(tmp_path, config)), jax.tree.leaves(parameters(whole[0], config)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)

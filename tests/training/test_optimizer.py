@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bitnet_jax.config import ModelConfig, NormPlacement, OptimizerConfig, Schedule
-from bitnet_jax.training.optimizer import decays, make_optimizer
+from bitnet_jax.training.optimizer import averaged, decays, make_optimizer
 from bitnet_jax.transformer import Transformer
 from tests.shapes import tiny
 
@@ -81,3 +81,20 @@ def test_rate_and_decay_follow_the_step_that_is_passed_and_no_counter_of_their_o
 def test_moments_are_float32() -> None:
     state = make_optimizer(CONSTANT, 10).transform.init(params())
     assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype("float32")}
+
+
+def test_the_average_follows_the_new_parameters_and_changes_no_update() -> None:
+    grads = jax.tree.map(jnp.ones_like, params())
+    with_average, without = make_optimizer(replace(CONSTANT, ema_decay=0.75), 10).transform, make_optimizer(CONSTANT, 10).transform
+    state, plain, p = with_average.init(params()), without.init(params()), params()
+    expected = p
+    for step in (1, 2, 3):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = with_average.update(grads, state, p, step=jnp.int32(step))
+            same, plain = without.update(grads, plain, p, step=jnp.int32(step))
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(same), strict=True))
+        p = jax.tree.map(jnp.add, p, updates)
+        expected = jax.tree.map(lambda mean, new: 0.75 * mean + 0.25 * new, expected, p)
+    for found, value in zip(jax.tree.leaves(averaged(state)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(plain)) + len(jax.tree.leaves(p))

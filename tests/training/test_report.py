@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from bitnet_jax.training.report import Bar, Plain, Quiet, Reporter, RunStart, reporter_for
+from bitnet_jax.training.step import StepMemory
 from tests.training.runs import small_config
 
 LINE: dict[str, Any] = {
@@ -21,7 +22,7 @@ class Terminal(io.StringIO):
 
 def tell(reporter: Reporter, *lines: dict[str, Any]) -> None:
     reporter.started(RunStart(small_config(), Path("runs/a"), 2, 12_345, "TPU v5e"))
-    reporter.compiled(1.25)
+    reporter.compiled(1.25, StepMemory(3_000_000, 2_500_000_000, 8_000_000_000))
     reporter.advanced(3)
     for line in lines:
         reporter.logged(line)
@@ -35,7 +36,7 @@ def test_plain_lines_say_what_happens() -> None:
     tell(Plain(stream), LINE, {"kind": "evaluation", "step": 4, "validation_loss": 3.25})
     assert stream.getvalue().splitlines() == [
         "runs/a: resuming at step 2 of 8 of 4 x 8 tokens, 12,345 parameters (bit), TPU v5e",
-        "compiled the training step in 1.2 s",
+        "compiled the training step in 1.2 s; each device holds 3.0 MB of state and batch, and 2.50 GB within a step, of 8.00 GB",
         "step 4/8  loss 2.5000  lr 1.00e-03  1,234 tok/s  MFU 42.0%",
         "step 4/8  validation_loss 3.25",
         "step 4: writing a checkpoint",

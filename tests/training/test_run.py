@@ -2,17 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bitnet_jax.config import DataConfig, TrainConfig
 from bitnet_jax.data import Batches, prepare
-from bitnet_jax.errors import UserError
+from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.evaluation import evaluator
-from bitnet_jax.training import logs, loop, run_directory
-from bitnet_jax.training.run import prepare_run, train_run
-from tests.training.runs import TIME, losses, small_config
+from bitnet_jax.training import logs, loop, run, run_directory
+from bitnet_jax.training.run import prepare_run, rehearse, train_run
+from tests.training.runs import TIME, Recorder, losses, small_config
 
 VOCAB = 300
 
@@ -70,3 +71,27 @@ def test_a_run_goes_on_with_its_own_tokenizer(config: TrainConfig, tmp_path: Pat
     assert prepare_run(config, tmp_path / "run").tokenizer.to_json() != text
     with pytest.raises(UserError, match="holds a run already"):
         train_run(config, tmp_path / "run", resume=False)
+
+
+# --- rehearsals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rehearsal_does_everything_and_leaves_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    recorder = Recorder()
+    summary = rehearse(replace(config, steps=50), tmp_path / "runs" / "mine", reporter=recorder)
+    assert (summary.step, summary.first_step) == (2, 0)
+    assert "validation_loss" in summary.evaluation
+    assert recorder.of("saving") == [2]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_rehearsal_finds_a_disk_that_is_too_full(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
+    with pytest.raises(RunError, match=r"has 0.0 GB free: must be at least .* for 3 checkpoints of .* \(keep_checkpoints=2, and one being"):
+        rehearse(config, tmp_path / "mine")
+    assert not (tmp_path / "mine.rehearsal").exists()
+
+
+def test_single_steps_are_traced(config: TrainConfig, tmp_path: Path) -> None:
+    train_run(config, tmp_path / "run", profile=range(2, 4))
+    assert list((tmp_path / "run" / run_directory.PROFILE).rglob("*.xplane.pb"))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bitnet_jax.config import OptimizerConfig, Schedule
-from bitnet_jax.training.schedules import learning_rate, weight_decay
+from bitnet_jax.training.schedules import learning_rate, quant_strength, weight_decay
 
 FAQ = OptimizerConfig()  # the 700M row of Table 2: 1.5e-3 then 1e-3, 0.1 then 0, 375
 STEPS = 100_000
@@ -102,3 +102,8 @@ def test_schedules_trace_to_the_same_float32_numbers(schedule: Schedule) -> None
             traced = jax.jit(rate)(jnp.int32(t))
             assert traced.dtype == rate(t).dtype == jnp.float32
             assert float(traced) == pytest.approx(float(rate(t)), rel=1e-6, abs=1e-8)
+
+
+def test_quantisation_is_warmed_up_linearly_and_is_full_from_its_last_step_on() -> None:
+    strength = quant_strength(replace(FAQ, quant_warmup_steps=4))
+    assert [float(strength(jnp.int32(t))) for t in (1, 2, 3, 4, 5, 1000)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]

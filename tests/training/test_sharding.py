@@ -118,6 +118,13 @@ def test_codes_can_travel_only_where_weights_are_ternary() -> None:
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
+def test_codes_cannot_travel_while_quantisation_is_warmed_up() -> None:
+    config = small_config(optimizer_quant_warmup_steps=2)
+    for gather in (Gather.INT8, Gather.TWO_BIT):
+        with pytest.raises(UserError, match=rf"gather={gather.value} sends codes, and quant_warmup_steps=2 needs latent weights"):
+            replace(config, mesh=MeshConfig(gather=gather))
+
+
 def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error() -> None:
     assert partition.spec("blocks/attn/q/kernel", 3) == P(None, "fsdp", "tensor")
     assert partition.spec("opt_state/0/mu/block_3/ffn/down/kernel", 2) == P("tensor", "fsdp")
@@ -130,14 +137,14 @@ def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error() -> None:
 
 
 def test_moments_lie_where_their_parameters_do_and_what_cannot_be_cut_is_named() -> None:
-    config = small_config()
+    config = small_config(optimizer_ema_decay=0.9)
     mesh = sharding.make_mesh(MeshConfig())
     assert mesh is not None
     assert mesh.shape["fsdp"] == 2
     state = sharding.place(jax.eval_shape(lambda: loop.init_run(config, make_optimizer(config.optimizer, 4))), mesh)
     places = {jax.tree_util.keystr(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     of = {name: [spec for path, spec in places.items() if path.endswith(f"{name}']['kernel']")] for name in ("q", "down")}
-    assert of == {"q": [P(None, "fsdp", "tensor")] * 3, "down": [P(None, "tensor", "fsdp")] * 3}  # and two moments
+    assert of == {"q": [P(None, "fsdp", "tensor")] * 4, "down": [P(None, "tensor", "fsdp")] * 4}  # and two moments and the average
     assert sharding.uncut(state.params, mesh) == []
     odd = replace(config, model=replace(config.model, hidden_size=15))
     state = sharding.place(jax.eval_shape(lambda: loop.init_run(odd, make_optimizer(odd.optimizer, 4))), mesh)

@@ -157,6 +157,7 @@ def test_what_is_written_is_read_again(config: ModelConfig, layout: str) -> None
         (replace(LIKE, quant=QuantConfig(weight_group=16)), "packed", False, "weight_group=16"),
         (replace(LIKE, quant=QuantConfig(weight_group=16)), "master", False, "weight_group=16"),
         (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.ABSMEDIAN)), "master", False, "absmedian in the master layout"),
+        (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.ZERO_ONE)), "master", False, "zero_one in the master layout"),
         (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.NONE)), "master", False, "weight quantiser none"),
         (LIKE, "master", True, "packed weights in the master layout"),
         (replace(LIKE, ffn_size=50), "packed", False, "ffn_size=50 in the packed layout"),
@@ -173,7 +174,7 @@ def test_a_model_that_transformers_would_compute_differently_is_refused(
 
 
 def test_other_weight_quantisers_fit_the_packed_layout() -> None:
-    for weight in (WeightQuantizer.ABSMEDIAN, WeightQuantizer.ABSMAX, WeightQuantizer.SIGN):
+    for weight in (WeightQuantizer.ABSMEDIAN, WeightQuantizer.ABSMAX, WeightQuantizer.SIGN, WeightQuantizer.ZERO_ONE):
         assert plan(replace(LIKE, quant=QuantConfig(weight=weight)), "packed", packed=False).packed
     per_tensor = QuantConfig(activation=ActivationQuantizer.PER_TENSOR)  # per token once trained
     assert plan(replace(LIKE, quant=per_tensor), "packed", packed=True).packed

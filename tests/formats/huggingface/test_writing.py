@@ -64,6 +64,7 @@ def test_a_checkpoint_of_another_layout_is_written_as_one_that_computes_the_same
         ("packed", {}),
         ("packed", {"norm": NormPlacement.NONE, "ffn": FeedForward.RELU2, "tie_embeddings": False}),
         ("packed", {"quant": QuantConfig(weight=WeightQuantizer.ABSMEDIAN)}),
+        ("packed", {"quant": QuantConfig(weight=WeightQuantizer.ZERO_ONE)}),
         ("master", {}),
         ("master", {"norm": NormPlacement.NONE, "head_dim": 12, "tie_embeddings": False}),
         ("master", {"linear": Linear.FULL}),
