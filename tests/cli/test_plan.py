@@ -52,7 +52,7 @@ def test_what_is_no_mesh_is_one_line(text, said):
         ((*MACHINE, "--mesh", "tensor=3"), "needs a multiple of 3 devices: there are 8"),
         ((*MACHINE, "--mesh", "fsdp=8", "--mesh.tensor", "2"), "are both given"),
         ((*MACHINE, "--batch-size", "12"), "batch_size=12 must be a multiple of data=1 * fsdp=8"),
-        ((*MACHINE, "--mesh", "fsdp=1,tensor=8", "--model.hidden-size", "100"), "must be a multiple of tensor=8"),
+        ((*MACHINE, "--mesh", "fsdp=1,tensor=8", "--model.ffn-size", "100"), "100 must be a multiple of tensor=8"),
         ((*MACHINE, "--tokens", "-1"), "tokens=-1.0 must be positive"),
         ((*MACHINE, "--context", "0"), "context=0 must be at least 1"),
         ((*MACHINE, "--link-bandwidth", "0"), "must be positive"),
