@@ -19,9 +19,11 @@ import jax
 from bitnet_jax import config as configs
 from bitnet_jax import planning
 from bitnet_jax.benchmark.settings import BANDWIDTH
+from bitnet_jax.benchmark.traffic import traffic
 from bitnet_jax.cli.arguments import from_preset
 from bitnet_jax.cli.plan import mesh_config
 from bitnet_jax.config import DataConfig, DType, Gather, Remat, TrainConfig
+from bitnet_jax.costs import Storage
 from bitnet_jax.training import run_directory
 
 RESULTS = Path(__file__).parent / "results" / "plans"
@@ -140,14 +142,15 @@ def table(results: Path) -> str:
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(_training_row(case, found.get(case.name)) for case in CASES),
         "",
-        "| serving, one row | weights read a token, GB | cache of 2,048 tokens, GB | at most tokens/s: a v5p chip | a v6e chip "
-        "| GB/s for 5 tokens/s | for 7 | this CPU, at most tokens/s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| serving, one row | a chip, float32 table: weights read a token, GB | cache of 2,048 tokens, GB "
+        "| GB a v5p chip: formula | compiled | at most tokens/s: a v5p chip | a v6e chip "
+        "| a CPU, int8 first pass of the table: weights read a token, GB | GB/s for 5 tokens/s | for 7 | this CPU, at most tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     read = _read_bandwidth(results)
     for model in MODELS:
         sides = [found.get(f"serve-{model}-{chip.split(':')[0]}") for chip in CHIPS]
-        lines.append(_serving_row(model, [side["formula"]["plan"] for side in sides if side], read))
+        lines.append(_serving_row(model, [side for side in sides if side], read))
     if read:
         lines += [
             "",
@@ -172,14 +175,20 @@ def _training_row(case: Case, facts: dict[str, Any] | None) -> str:
     return f"{row} {step} | {100 * best['mfu'][0]:.0f}–{100 * best['mfu'][1]:.0f} | {best['days'][1]:,.0f}–{best['days'][0]:,.0f} |"
 
 
-def _serving_row(model: str, plans: list[dict[str, Any]], read: list[float]) -> str:
-    if len(plans) < len(CHIPS):
-        return f"| {model} | not run | | | | | | |"
-    cache = plans[0]["memory"]["keys and values"]
-    weights = plans[0]["bytes"] - cache
+def _serving_row(model: str, sides: list[dict[str, Any]], read: list[float]) -> str:
+    if len(sides) < len(CHIPS):
+        return f"| {model} | not run |" + " |" * 9
+    formula, compiled = sides[0]["formula"]["plan"], sides[0].get("compiled", {}).get("plan")
+    cache = formula["memory"]["keys and values"]
+    plans = [side.get("compiled", side["formula"])["plan"] for side in sides]
     pace = " | ".join(f"{plan['tokens_per_second']:,.0f}" if plan["fits"] else "does not fit" for plan in plans)
+    size = f"{formula['total'] / 1e9:.2f} | " + (f"{compiled['total'] / 1e9:.2f}" if compiled else "not run")
+    weights = traffic(from_preset(MODELS[model]).model, Storage.TWO_BIT, "int8", 0, 0).total
     here = f"{statistics.median(read) / weights:.1f}" if read else "not run"
-    return f"| {model} | {weights / 1e9:.2f} | {cache / 1e9:.2f} | {pace} | {5 * weights / 1e9:.0f} | {7 * weights / 1e9:.0f} | {here} |"
+    return (
+        f"| {model} | {(formula['bytes'] - cache) / 1e9:.2f} | {cache / 1e9:.2f} | {size} | {pace} "
+        f"| {weights / 1e9:.2f} | {5 * weights / 1e9:.1f} | {7 * weights / 1e9:.1f} | {here} |"
+    )
 
 
 def _read_bandwidth(results: Path) -> list[float]:

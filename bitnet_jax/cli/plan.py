@@ -118,7 +118,9 @@ def gather_facts(args: Args) -> dict[str, Any]:
     rates = planning.rates(machine, **{name: None if value is None else 1e9 * value for name, value in giga.items()})
     training = planning.training(config, machine, rates, devices, args.tokens)
     context = config.data.seq_len if args.context is None else args.context
-    serving = planning.serving(config.model, rates, args.decode_batch, context, None if devices is None else devices[0])
+    # What `generate` runs on a CPU makes a first pass over an int8 copy of the table.
+    table = "int8" if machine.platform == "cpu" else "float32"
+    serving = planning.serving(config.model, rates, args.decode_batch, context, None if devices is None else devices[0], table)
     return {
         "topology": dataclasses.asdict(machine),
         "mesh": shape | {"gather": config.mesh.gather.value},
@@ -144,17 +146,18 @@ def show(facts: dict[str, Any]) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.items())
-    say(f"{facts['parameters']:,} parameters on {machine['name']}, {machine['devices']} devices: {axes}")
+    say(f"{facts['parameters']:,} parameters on {machine['name']} (devices: {machine['devices']}): {axes}")
     say(
         f"batch of {config['batch_size']} x {config['data']['seq_len']} tokens, {config['model']['dtype']}, "
         f"remat {config['model']['remat']}"
     )
     say(
-        f"a device: {_or_unknown(rates['flops'], 1e12, 'TFLOP/s')}, {rates['memory'] / 1e9:,.0f} GB/s of memory, "
-        f"{_or_unknown(rates['link'], 1e9, 'GB/s')} of links ({rates['source']})"
+        f"a device: {_or_unknown(rates['flops'], 1e12, 'TFLOP/s', 'peak')}, {rates['memory'] / 1e9:,.0f} GB/s of memory, "
+        f"{_or_unknown(rates['link'], 1e9, 'GB/s of links', 'links')} ({rates['source']})"
     )
     for name, plan in (("training step", facts["training"]), ("decode step", facts["serving"])):
-        table = Table("memory of a device", "GB", title=f"{name}: {plan['source']}")
+        say(f"\n{name}: {plan['source']}")
+        table = Table("memory of a device", "GB")
         for kind, size in plan["memory"].items():
             table.add_row(kind, f"{size / 1e9:,.3f}")
         table.add_section()
@@ -181,10 +184,9 @@ def _show_training(plan: dict[str, Any], facts: dict[str, Any], say: Any, consol
         f"a device and step, by formula: {flops['computed'] / 1e12:,.2f} TFLOP, {flops['model'] / 1e12:,.2f} of them not computed again; "
         f"{plan['bytes'] / 1e9:,.2f} GB of memory traffic"
     )
-    say(
-        f"step: {_seconds(times['least'])} if everything overlaps, {_seconds(times['most'])} if nothing does "
-        f"(compute {_seconds(times['compute'])}, memory {_seconds(times['memory'])}, links {_seconds(times['links'])})"
-    )
+    step = f"{_seconds(times['least'])} if everything overlaps, {_seconds(times['most'])} if nothing does"
+    parts = ", ".join(f"{name} {_seconds(times[name])}" for name in ("compute", "memory", "links"))
+    say(f"step: {'not known' if times['least'] is None else step} ({parts})")
     if plan["tokens_per_second"] is None:
         return
     (slow, fast), mfu = plan["tokens_per_second"], plan["mfu"]
@@ -202,8 +204,8 @@ def _compiled_in(plan: dict[str, Any]) -> str:
     return "" if plan["compile_seconds"] is None else f" (compiled in {plan['compile_seconds']:.0f} s)"
 
 
-def _or_unknown(value: float | None, unit: float, name: str) -> str:
-    return f"{name} not known" if value is None else f"{value / unit:,.0f} {name}"
+def _or_unknown(value: float | None, unit: float, name: str, what: str) -> str:
+    return f"{what} not known" if value is None else f"{value / unit:,.0f} {name}"
 
 
 def _seconds(value: float | None) -> str:

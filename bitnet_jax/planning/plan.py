@@ -187,10 +187,19 @@ class Serving:
     compile_seconds: float | None
 
 
-def serving(config: ModelConfig, rates: Rates, batch: int, context: int, device: jax.Device | None = None) -> Serving:
+def serving(
+    config: ModelConfig, rates: Rates, batch: int, context: int, device: jax.Device | None = None, table: str = "float32"
+) -> Serving:
     """The plan of a decode step on one device, with weights of 2 bits, or float32 where they are not ternary.
 
-    The table of embeddings is read in float32, as packed models keep it. By formula, memory is weights and cache alone.
+    Args:
+        config: the model's configuration.
+        rates: of the device.
+        batch: rows that each get a token.
+        context: tokens there is room for.
+        device: to compile for; None is by formula, where memory is weights and cache alone.
+        table: what the vocabulary's product reads: "float32", as packed models keep it, or "int8", the copy that native products on a
+            CPU make of it (`cpu.quantize_table`), which is in memory beside it.
 
     Raises:
         UserError: `batch` or `context` is below 1.
@@ -200,15 +209,17 @@ def serving(config: ModelConfig, rates: Rates, batch: int, context: int, device:
     storage = costs.Storage.TWO_BIT if is_ternary(config) else costs.Storage.FLOAT32
     parts = costs.bytes_by_part(config, storage)
     cache = costs.kv_cache_bytes(config, batch, context)
+    one = traffic(config, storage, table, context, 0)
     program = None if device is None else compiled.decode(config, device, batch, context)
     if program is None:
         memory = {"matrices": parts.linear, "embedding, head and norms": parts.total - parts.linear, "keys and values": cache}
+        if table != "float32":
+            memory["table of the first pass"] = one.head
         total = sum(memory.values())
     else:
         memory, total = program.arguments, program.total
         if program.temporary is not None and program.output is not None:
             memory = memory | {"temporaries": program.temporary, "results": program.output}
-    one = traffic(config, storage, "float32", context, 0)
     moved = one.linear + one.head + batch * one.cache
     flops = float(batch * costs.forward_flops(config, context))
     # A CPU's peak is not in the tables: a step of few rows waits for memory there.

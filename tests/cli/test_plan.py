@@ -86,4 +86,5 @@ def test_flags_and_short_flags_reach_the_run(capsys):
     assert facts["rates"]["memory"] == 2e10
     assert facts["serving"]["batch"] == 4
     assert facts["serving"]["tokens_per_second"] == pytest.approx(4 * 2e10 / facts["serving"]["bytes"])
+    assert "table of the first pass" in facts["serving"]["memory"]
     assert facts["training"]["tokens_per_second"] is None  # the peak of a CPU is not in the tables

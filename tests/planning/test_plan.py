@@ -58,6 +58,12 @@ def test_a_decode_step_reads_every_weight_and_the_cache():
         planning.serving(MODEL, RATES, 0, 16)
 
 
+def test_a_cpu_reads_the_int8_copy_of_the_table_and_holds_both():
+    both, plain = planning.serving(MODEL, RATES, 1, 16, table="int8"), planning.serving(MODEL, RATES, 1, 16)
+    assert plain.bytes - both.bytes == (4 - 1) * 64 * 32 - 8 * 64  # a scale and a bound a row
+    assert both.total - plain.total == 64 * 32 + 8 * 64
+
+
 def test_the_seed_claim_of_100b_needs_a_bandwidth():
     found = planning.serving(ModelConfig.preset("dummy-100b"), RATES, 1, 1)
     assert found.bytes / 1e9 == pytest.approx(26.0, abs=0.8)  # 99 billion weights of 2 bits, and a float32 table of 1 GB
