@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "plans"
 TOKENS = 4e12
 """What 2B4T was trained on (2504.12285)."""
 BATCH, LENGTH = 512, 2048
-"""A step of a million tokens, as in b1.58."""
+"""A step of a million tokens, as in b1.58; that of the small model, which is there for its transfers, is 32 x 256."""
 CONTEXT = 2048
 """Tokens that a decode step has room for."""
 
@@ -52,6 +52,8 @@ class Case:
     topology: str
     mesh: str
     gather: Gather = Gather.LATENT
+    batch: int = BATCH
+    length: int = LENGTH
 
     @property
     def name(self) -> str:
@@ -62,12 +64,15 @@ class Case:
     @property
     def config(self) -> TrainConfig:
         """The run: bfloat16, and every block's input kept."""
-        base = from_preset(MODELS[self.model])
+        base = from_preset(MODELS.get(self.model, self.model))
         model = replace(base.model, dtype=DType.BFLOAT16, remat=Remat.FULL)
-        return replace(base, model=model, data=DataConfig(seq_len=LENGTH), batch_size=BATCH, mesh=mesh_config(self.mesh, self.gather))
+        return replace(
+            base, model=model, data=DataConfig(seq_len=self.length), batch_size=self.batch, mesh=mesh_config(self.mesh, self.gather)
+        )
 
 
 CASES = (
+    *(Case(model="ladder-3m", topology="v5e:2x2", mesh="fsdp=4", gather=gather, batch=32, length=256) for gather in Gather),
     Case(model="2b4t", topology="v5p:4x4x4", mesh="fsdp=64"),
     Case(model="2b4t", topology="v6e:8x8", mesh="fsdp=64"),
     *(Case(model="7b", topology="v5p:4x4x4", mesh="fsdp=64", gather=gather) for gather in Gather),

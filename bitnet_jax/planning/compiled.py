@@ -42,7 +42,11 @@ _SETTINGS = {
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_EXHAUSTED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# Of buffers that were placed, and of those that XLA sees beforehand cannot be ("HLO temporaries", arguments included).
+_EXHAUSTED = (
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +205,7 @@ def _program(compile_: Callable[[], Any], arguments: dict[str, int], device: jax
 def _without_room(message: str, arguments: dict[str, int], seconds: float, compiler: str) -> Program:
     """What a program would need that the compiler found no room for: its message has the bytes."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    used = _EXHAUSTED.search(message)
+    used = next((found for pattern in _EXHAUSTED if (found := pattern.search(message))), None)
     said = f"needs {used[1]}{used[2]}iB of {used[3]}{used[4]}iB" if used else " ".join(message.split())[:200]
     total = int(float(used[1]) * units[used[2]]) if used else sum(arguments.values())
     return Program(arguments=arguments, total=total, fits=False, message=f"does not fit: {said}", seconds=seconds, compiler=compiler)

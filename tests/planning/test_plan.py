@@ -85,8 +85,15 @@ def test_the_decode_step_compiles_from_shapes_alone():
     assert program.arguments["packed matrices"] == costs.bytes_by_part(MODEL, costs.Storage.TWO_BIT).linear  # scales included
 
 
-def test_no_room_is_a_result(monkeypatch):
-    message = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+@pytest.mark.parametrize(
+    "said",
+    [
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.",
+        "E1000: CompileTimeHbmOom: the total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_no_room_is_a_result(said, monkeypatch):
+    message = f"RESOURCE_EXHAUSTED: {said}"
 
     def full(*_):
         raise jax.errors.JaxRuntimeError(message)
