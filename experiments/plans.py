@@ -72,7 +72,6 @@ class Case:
 
 
 CASES = (
-    *(Case(model="ladder-3m", topology="v5e:2x2", mesh="fsdp=4", gather=gather, batch=32, length=256) for gather in Gather),
     Case(model="2b4t", topology="v5p:4x4x4", mesh="fsdp=64"),
     Case(model="2b4t", topology="v6e:8x8", mesh="fsdp=64"),
     *(Case(model="7b", topology="v5p:4x4x4", mesh="fsdp=64", gather=gather) for gather in Gather),
@@ -84,6 +83,8 @@ CASES = (
     Case(model="100b", topology="v5p:8x8x8", mesh="fsdp=64,tensor=8"),
     Case(model="100b", topology="v6e:16x16", mesh="fsdp=32,tensor=8"),
 )
+SMALL = tuple(Case(model="ladder-3m", topology="v5e:2x2", mesh="fsdp=4", gather=gather, batch=32, length=256) for gather in Gather)
+"""What is sent as compiled, of a model that compiles in a minute."""
 CHIPS = ("v5p:2x2x1", "v6e:1x1")
 """Of one of these, packed models are served."""
 
@@ -103,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
                 name = f"serve-{model}-{topology.split(':')[0]}"
                 if parsed.only in name:
                     _add(name, side, lambda side=side, model=model, topology=topology: _serving(model, topology, side))
-        for case in CASES:
+        for case in (*SMALL, *CASES):
             if parsed.only in case.name:
                 _add(case.name, side, lambda side=side, case=case: _training(case, side))
 
@@ -139,13 +140,17 @@ def _serving(model: str, topology: str, side: str) -> dict[str, Any]:
 
 
 def table(results: Path) -> str:
-    """Both tables in Markdown, of the plans and the measured bandwidths in the folder `results`."""
+    """The tables in Markdown, of the plans and the measured bandwidths in the folder `results`."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "plans").glob("*.json"))}
     lines = [
         "| training | machine | mesh | sent | GB a chip: formula | compiled | there is | GB sent a step: formula | compiled | step, s "
         "| MFU, % | days for 4T tokens |",
         "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(_training_row(case, found.get(case.name)) for case in CASES),
+        "",
+        "| ladder-3m on v5e:2x2, fsdp=4: sent | MB of all-gathers a step: formula | compiled | of everything: formula | compiled |",
+        "|---|---:|---:|---:|---:|",
+        *(_small_row(case, found.get(case.name, {})) for case in SMALL),
         "",
         "| serving, one row | a chip, float32 table: weights read a token, GB | cache of 2,048 tokens, GB "
         "| GB a v5p chip: formula | compiled | at most tokens/s: a v5p chip | a v6e chip "
@@ -178,6 +183,16 @@ def _training_row(case: Case, facts: dict[str, Any] | None) -> str:
         return f"{row} does not fit | | |"
     step = f"{best['times']['least']:.2f}–{best['times']['most']:.2f}"
     return f"{row} {step} | {100 * best['mfu'][0]:.0f}–{100 * best['mfu'][1]:.0f} | {best['days'][1]:,.0f}–{best['days'][0]:,.0f} |"
+
+
+def _small_row(case: Case, facts: dict[str, Any]) -> str:
+    def sent(side: str, kinds: str) -> str:
+        if side not in facts:
+            return "not run"
+        return f"{sum(one['bytes'] for one in facts[side]['plan']['sent'] if one['kind'].startswith(kinds)) / 1e6:.1f}"
+
+    cells = [sent(side, kinds) for kinds in ("all-gather", "") for side in ("formula", "compiled")]
+    return f"| {case.gather.value} | " + " | ".join(cells) + " |"
 
 
 def _serving_row(model: str, sides: list[dict[str, Any]], read: list[float]) -> str:
