@@ -157,10 +157,10 @@ def step_bytes(config: TrainConfig, shape: Shape) -> float:
 def collectives(config: TrainConfig, shape: Shape) -> dict[tuple[str, str], Traffic]:
     """(kind, element type) → what each device sends in a training step, as `collectives.collectives` counts it from a compiled program.
 
-    A matrix comes to the devices of `fsdp` for the forward pass (twice where blocks are computed again) in float32, or as its codes, and
-    for the backward pass as its codes; table and head come in the compute type. Gradients go back in float32, by reduce-scatter among
-    `fsdp` and all-reduce among `data`. With `tensor`, each half of a block adds up its results [t, D] over these devices forward, and
-    backward likewise. What `sequence` adds is left out.
+    A matrix comes to the devices of `fsdp` for the forward pass in float32 (twice where blocks are computed again) or as its codes, and
+    for the backward pass as its codes, with which blocks are computed again too; table and head come in the compute type. Gradients go
+    back in float32, by reduce-scatter among `fsdp` and all-reduce among `data`. With `tensor`, each half of a block adds up its results
+    [t, D] over these devices forward, and backward likewise. What `sequence` adds is left out.
     """
     model = config.model
     tensor, fsdp, data = shape["tensor"], shape["fsdp"], shape["data"]
@@ -181,7 +181,7 @@ def collectives(config: TrainConfig, shape: Shape) -> dict[tuple[str, str], Traf
     forward = ("f32", 4.0) if config.mesh.gather is Gather.LATENT else codes
     if not is_ternary(model):
         forward = codes = (kind, float(size))
-    for (dtype, each), times in ((forward, again), (codes, 1)):
+    for (dtype, each), times in ((forward, 1 if forward == codes else again), (codes, 1)):
         add(("all-gather", dtype), micro * matrices * times, micro * times * share * linear * each)
     add(
         ("all-gather", kind),
