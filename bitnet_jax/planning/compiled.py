@@ -78,7 +78,7 @@ class Program:
     compiler: str
 
 
-def devices(topology: Topology) -> list[jax.Device]:
+def devices(topology: Topology) -> list[Any]:
     """The devices of a TPU topology, as libtpu describes them.
 
     Raises:
@@ -99,7 +99,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     return found
 
 
-def make_mesh(config: TrainConfig, devices: list[jax.Device]) -> Mesh | None:
+def make_mesh(config: TrainConfig, devices: list[Any]) -> Mesh | None:
     """`sharding.make_mesh`; where JAX has no way to lay such a mesh into the links of the chips, the devices in libtpu's order."""
     try:
         return sharding.make_mesh(config.mesh, devices)
@@ -109,7 +109,7 @@ def make_mesh(config: TrainConfig, devices: list[jax.Device]) -> Mesh | None:
         return Mesh(array, partition.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def train(config: TrainConfig, devices: list[jax.Device]) -> Program:
+def train(config: TrainConfig, devices: list[Any]) -> Program:
     """The training step of a run on these devices.
 
     Raises:
@@ -128,7 +128,7 @@ def train(config: TrainConfig, devices: list[jax.Device]) -> Program:
         return _program(lambda: compile_step(config, loop.model_apply(config), optimizer, state, batch), kinds, devices[0])
 
 
-def decode(config: ModelConfig, device: jax.Device, batch: int, context: int) -> Program:
+def decode(config: ModelConfig, device: Any, batch: int, context: int) -> Program:
     """The decode step on one device, with packed weights, of `batch` rows with room for `context` tokens; greedy.
 
     Products of packed weights are those of the implementation "xla".
@@ -171,12 +171,12 @@ def packed_shapes(config: ModelConfig, encoding: Encoding = Encoding.TWO_BIT) ->
     return trees.map_leaves(one, parameter_shapes(config))
 
 
-def _on(device: jax.Device, tree: Any) -> Any:
+def _on(device: Any, tree: Any) -> Any:
     here = SingleDeviceSharding(device)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
 
 
-def _program(compile_: Callable[[], Any], arguments: dict[str, int], device: jax.Device) -> Program:
+def _program(compile_: Callable[[], Any], arguments: dict[str, int], device: Any) -> Program:
     begun = time.perf_counter()
     compiler = (f"libtpu {version('libtpu')}, " if device.platform == "tpu" else "") + f"jax {jax.__version__}"
     try:

@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from bitnet_jax import costs
 from bitnet_jax.benchmark.traffic import traffic
 from bitnet_jax.bitlinear import is_ternary
@@ -94,7 +92,7 @@ class Training:
 
 
 def training(
-    config: TrainConfig, topology: Topology, rates: Rates, devices: list[jax.Device] | None = None, budget: float | None = None
+    config: TrainConfig, topology: Topology, rates: Rates, devices: list[Any] | None = None, budget: float | None = None
 ) -> Training:
     """The plan of a training step.
 
@@ -187,9 +185,7 @@ class Serving:
     compile_seconds: float | None
 
 
-def serving(
-    config: ModelConfig, rates: Rates, batch: int, context: int, device: jax.Device | None = None, table: str = "float32"
-) -> Serving:
+def serving(config: ModelConfig, rates: Rates, batch: int, context: int, device: Any | None = None, table: str = "float32") -> Serving:
     """The plan of a decode step on one device, with weights of 2 bits, or float32 where they are not ternary.
 
     Args:
