@@ -5,7 +5,7 @@
 # make test-native       the native kernels: compilers, sanitizers, emulated processors (NATIVE=--require-all: none may be left out)
 # make test-harness      tasks of lm-evaluation-harness, for which 44 more packages (300 MB) are installed first
 # make test-gpu-aot      kernels compiled for GPUs without one, by JAX's CUDA plug-in (Linux on x86-64, Python from 3.12 on)
-# make test-tpu-aot      kernels compiled for TPUs without one, by libtpu (AOT_TESTS= for all named shapes: an hour)
+# make test-tpu-aot      kernels and training steps compiled for TPUs without one, by libtpu (AOT_TESTS= for all named shapes: an hour)
 # make lint types        style and types          make format       rewrites the files in the project's style
 # make notebooks         makes the .ipynb of each notebooks/*.py anew, without outputs
 # make clean             removes caches and builds          make clean-all   removes the environment and the runs as well
@@ -58,7 +58,7 @@ test-gpu-aot test-tpu-aot: test-%-aot:
 	@$(MAKE) --no-print-directory VENV=$(VENV)-$* test-aot AOT=$*
 
 test-aot: $(VENV)/.installed-test $(VENV)/.installed-$(AOT)-aot
-	@$(BIN)/python -m pytest -q -m "$(AOT)_aot $(AOT_TESTS)" tests/kernels_pallas
+	@$(BIN)/python -m pytest -q -m "$(AOT)_aot $(AOT_TESTS)" tests/kernels_pallas tests/planning
 
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && echo "lint: no findings"

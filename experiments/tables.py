@@ -18,6 +18,7 @@ from bitnet_jax.benchmark import results as cpu_results
 from bitnet_jax.benchmark import table as cpu_table
 from bitnet_jax.cli import quickstart as quickstart_command
 from experiments import figures, papers
+from experiments import plans as plan_cases
 from experiments import sizes as size_runs
 from experiments import soak as soak_runs
 from experiments.cells import read_results
@@ -231,6 +232,11 @@ def kernels_tpu() -> str:
     return "\n".join(lines)
 
 
+def plans() -> str:
+    """What training and serving would need and take on machines that were not there."""
+    return plan_cases.table(RESULTS)
+
+
 def energy() -> str:
     """Printed energies beside those of `costs.energy`. By formula: it needs no results."""
     lines = ["| size | fp16, J | BitNet, J | ratio | b1, Figure 1 | b1.58, Figure 3 |", "|---|---:|---:|---:|---:|---:|"]
@@ -386,6 +392,7 @@ TABLES = {
     "sizes": sizes,
     "soak": soak,
     "kernels_tpu": kernels_tpu,
+    "plans": plans,
     "energy": energy,
     "memory": memory,
     "scaling": scaling,

@@ -86,6 +86,8 @@ class Chip:
     """Operations a second of bfloat16 products, dense; a multiplication and an addition are two."""
     int8: float | None
     """The same of int8 products; None where the matrix unit has none, so that int8 is multiplied as bfloat16."""
+    hbm: float
+    """Bytes of memory (HBM)."""
     vmem: int | None = None
     """Bytes of a TPU core's vector memory."""
     cores: int = 1
@@ -94,17 +96,23 @@ class Chip:
 
 _MIB = 2**20
 # TPU: JAX's own table, `jax.experimental.pallas.tpu.get_tpu_info_for_chip` (a test holds this one to it).
-# GPU: NVIDIA's data sheets of the SXM modules, without sparsity, from memory.
+# GPU: NVIDIA's data sheets of the SXM modules, without sparsity, from memory; of the A100 the one with 80 GB.
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(platform="tpu", kinds=("TPU v4",), bandwidth=1.23e12, bf16=2.75e14, int8=None, vmem=16 * _MIB, cores=2),
-    "v5e": Chip(platform="tpu", kinds=("TPU v5 lite", "TPU v5e"), bandwidth=8.2e11, bf16=1.97e14, int8=3.94e14, vmem=128 * _MIB),
-    "v5p": Chip(platform="tpu", kinds=("TPU v5", "TPU v5p"), bandwidth=2.46e12, bf16=4.59e14, int8=9.18e14, vmem=64 * _MIB, cores=2),
-    "v6e": Chip(platform="tpu", kinds=("TPU v6 lite", "TPU v6e"), bandwidth=1.64e12, bf16=9.2e14, int8=1.84e15, vmem=128 * _MIB),
-    "7x": Chip(platform="tpu", kinds=("TPU7x",), bandwidth=3.7e12, bf16=1.155e15, int8=None, vmem=64 * _MIB),
-    "a100": Chip(platform="gpu", kinds=("NVIDIA A100",), bandwidth=2.039e12, bf16=3.12e14, int8=6.24e14),
-    "h100": Chip(platform="gpu", kinds=("NVIDIA H100",), bandwidth=3.35e12, bf16=9.89e14, int8=1.979e15),
-    "h200": Chip(platform="gpu", kinds=("NVIDIA H200",), bandwidth=4.8e12, bf16=9.89e14, int8=1.979e15),
-    "b200": Chip(platform="gpu", kinds=("NVIDIA B200",), bandwidth=8e12, bf16=2.25e15, int8=4.5e15),
+    "v4": Chip(platform="tpu", kinds=("TPU v4",), bandwidth=1.23e12, bf16=2.75e14, int8=None, hbm=3.44e10, vmem=16 * _MIB, cores=2),
+    "v5e": Chip(
+        platform="tpu", kinds=("TPU v5 lite", "TPU v5e"), bandwidth=8.2e11, bf16=1.97e14, int8=3.94e14, hbm=1.72e10, vmem=128 * _MIB
+    ),
+    "v5p": Chip(
+        platform="tpu", kinds=("TPU v5", "TPU v5p"), bandwidth=2.46e12, bf16=4.59e14, int8=9.18e14, hbm=1.03e11, vmem=64 * _MIB, cores=2
+    ),
+    "v6e": Chip(
+        platform="tpu", kinds=("TPU v6 lite", "TPU v6e"), bandwidth=1.64e12, bf16=9.2e14, int8=1.84e15, hbm=3.44e10, vmem=128 * _MIB
+    ),
+    "7x": Chip(platform="tpu", kinds=("TPU7x",), bandwidth=3.7e12, bf16=1.155e15, int8=None, hbm=1.03e11, vmem=64 * _MIB),
+    "a100": Chip(platform="gpu", kinds=("NVIDIA A100",), bandwidth=2.039e12, bf16=3.12e14, int8=6.24e14, hbm=8e10),
+    "h100": Chip(platform="gpu", kinds=("NVIDIA H100",), bandwidth=3.35e12, bf16=9.89e14, int8=1.979e15, hbm=8e10),
+    "h200": Chip(platform="gpu", kinds=("NVIDIA H200",), bandwidth=4.8e12, bf16=9.89e14, int8=1.979e15, hbm=1.41e11),
+    "b200": Chip(platform="gpu", kinds=("NVIDIA B200",), bandwidth=8e12, bf16=2.25e15, int8=4.5e15, hbm=1.8e11),
 }
 """By the name that configs and results use."""
 

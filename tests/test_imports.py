@@ -28,6 +28,7 @@ LAYERS = (
     ("training", "formats"),
     ("models", "statistics"),
     ("conversion", "benchmark", "plotting"),
+    ("planning",),
     ("",),  # bitnet_jax/__init__.py, the table of contents
     ("cli",),
     ("__main__",),

@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": "write a model as one file, with 2 or 1.6 bits a ternary weight",
     "convert": "any model that is read here to Hugging Face, GGUF, StableHLO, orbax or a packed file, proved the same",
     "info": "say what a run or a model file is",
+    "plan": "what a run needs and takes at the best on a TPU pod, GPUs or a CPU, before there is one",
     "bench": "measure prefill, decode, memory and start on this CPU, beside other programs",
 }
 

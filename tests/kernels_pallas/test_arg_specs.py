@@ -75,6 +75,7 @@ def test_rates_of_tpus_are_those_that_jax_has(name: str) -> None:
     assert chip.bandwidth == pytest.approx(info.mem_bw_bytes_per_second * chip.cores, rel=0.01)
     assert chip.bf16 == pytest.approx(info.bf16_ops_per_second * chip.cores, rel=0.01)
     assert (chip.int8 or 0) == pytest.approx(info.int8_ops_per_second * chip.cores, rel=0.01)
+    assert chip.hbm == pytest.approx(info.hbm_capacity_bytes * chip.cores, rel=0.01)
     assert chip.vmem == info.vmem_capacity_bytes
 
 

@@ -60,3 +60,44 @@ def test_a_loop_counts_as_often_as_it_goes_round(rounds: int) -> None:
     spec = jax.ShapeDtypeStruct((rounds, 8, 8), jnp.float32, sharding=cut), jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=whole)
     found = collectives(jax.jit(program, out_shardings=whole).lower(*spec).compile().as_text())
     assert found == {("all-gather", "f32"): Traffic(rounds, rounds * 8 * 8 * 4 / 2)}
+
+
+TPU = """\
+HloModule jit_step, num_partitions=8
+
+%condition (state: (s32[])) -> pred[] {
+  %constant.4 = s32[]{:T(128)} constant(4)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %constant.4), direction=LT
+}
+
+%async_collective_fusion.1 (p: u8[64,64]) -> u8[64,256] {
+  %all-gather.2 = u8[64,256]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={1}
+}
+
+%fused_computation.1 (p: u8[64,64]) -> u8[64,256] {
+  %all-gather.1 = u8[64,256]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={1}
+}
+
+%all-reduce-scatter.1 (g: f32[64,64]) -> f32[16,64] {
+  %all-reduce.1 = (f32[64,64]{1,0}, f32[8]{0}, /*index=2*/f32[8]{0}) all-reduce(%g), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}
+}
+
+%body (state: (s32[])) -> (s32[]) {
+  %begin = u8[64,256]{1,0} fusion(%p), kind=kCustom, calls=%fused_computation.1
+  %beside = u8[64,256]{1,0} fusion(%begin), kind=kCustom, calls=%async_collective_fusion.1
+  %scattered = f32[16,64]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (p: u8[64,64]) -> u8[64,256] {
+  %while = (s32[]{:T(128)}) while(%start), condition=%condition, body=%body
+  %sum = f32[16]{0} all-reduce(%x), channel_id=2, replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp':(1)2}
+}
+"""
+
+
+def test_what_libtpu_writes_is_counted_as_it_runs():
+    found = collectives(TPU)
+    assert found["all-gather", "u8"] == (4, 4 * 0.75 * 64 * 256)  # once a round, though it is written in two fusions
+    assert found["reduce-scatter", "f32"] == (12, 4 * 0.75 * 4 * (64 * 64 + 8 + 8))
+    assert found["all-reduce", "f32"] == (1, 2 * 0.75 * 4 * 16)
