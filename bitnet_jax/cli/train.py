@@ -59,6 +59,10 @@ def run(args: Sequence[str]) -> int:
         print(configs.to_json(parsed.config), end="", flush=True)
     if parsed.dry_run:
         summary = train(parsed.config, parsed.out, dry=True)
+        if summary.stopped_by is not None:
+            if distributed.leads():
+                print(f"stopped by {summary.stopped_by} before the rehearsal was through; nothing of it is left")
+            return 130 if summary.stopped_by == "SIGINT" else 1
         if distributed.leads():
             done = f"{summary.step} steps, an evaluation, a checkpoint and a second start"
             print(f"{done} went well in {summary.seconds:.0f} s; nothing of it is left")

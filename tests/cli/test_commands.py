@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,6 +150,13 @@ def test_a_rehearsal_takes_as_few_steps_as_are_asked_for(tmp_path, capsys, monke
     assert cli.main(list(words)) == 0
     assert "2 steps, an evaluation, a checkpoint and a second start went well" in capsys.readouterr().out
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("run")]
+
+
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 1)])
+def test_a_rehearsal_that_was_stopped_is_no_success(tmp_path, capsys, monkeypatch, signal, code):
+    monkeypatch.setattr("bitnet_jax.cli.train.train", lambda *_, **__: SimpleNamespace(stopped_by=signal, step=1, seconds=1.0))
+    assert cli.main(["train", "ladder-0.2m", "--out", str(tmp_path / "run"), "--dry-run"]) == code
+    assert f"stopped by {signal} before the rehearsal was through" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
