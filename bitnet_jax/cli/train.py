@@ -83,7 +83,7 @@ def run(args: Sequence[str]) -> int:
 def _rehearsed(base: TrainConfig, args: Sequence[str]) -> TrainConfig:
     """`base` with a warm-up that fits into the few steps of `--steps 2 --dry-run`."""
     after = dict(itertools.pairwise(args)).get("--steps", "")
-    steps = int(after) if after.isdigit() else base.steps
+    steps = int(after) if after.isdecimal() else base.steps
     if "--dry-run" not in args or not 0 < steps <= base.optimizer.warmup_steps:
         return base
     return replace(base, optimizer=replace(base.optimizer, warmup_steps=steps - 1))
@@ -113,6 +113,6 @@ def steps_of(text: str | None) -> range | None:
     if text is None:
         return None
     start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit() and 1 <= int(start) < int(stop)):
+    if not (start.isdecimal() and stop.isdecimal() and 1 <= int(start) < int(stop)):
         raise UserError(f"--profile {text} must be START:STOP, numbers of steps with 1 <= START < STOP")
     return range(int(start), int(stop))

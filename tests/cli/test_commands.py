@@ -159,7 +159,7 @@ def test_a_rehearsal_that_was_stopped_is_no_success(tmp_path, capsys, monkeypatc
     assert f"stopped by {signal} before the rehearsal was through" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
+@pytest.mark.parametrize("text", ["²:³", "5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
 def test_steps_to_trace_must_be_a_range(text):
     with pytest.raises(UserError, match=rf"--profile {text} must be START:STOP"):
         steps_of(text)
