@@ -80,6 +80,11 @@ def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatc
     (tmp_path / "corpus.txt").write_text(TEXT + "Something else.")
     assert cli.main(["eval", "run"]) == 2
     assert "source='corpus.txt' has changed since run was begun" in capsys.readouterr().err
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    for damaged in ('{"starts": 5}', '{"starts": [{"data": {}}]}'):
+        (tmp_path / "run" / "provenance.json").write_text(damaged)
+        assert cli.main(["eval", "run"]) == 2
+        assert "provenance.json is not the provenance of a run" in capsys.readouterr().err
 
     model = bj.load("run")
     tokens = model.need_tokenizer().encode("It was")[None]
