@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 
 import bitnet_jax as bj
 from bitnet_jax import cli
-from bitnet_jax.cli.train import steps_of
+from bitnet_jax.cli.train import rehearsed, steps_of
 from bitnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,14 @@ def test_a_rehearsal_takes_as_few_steps_as_are_asked_for(tmp_path, capsys, monke
     assert cli.main(list(words)) == 0
     assert "2 steps, an evaluation, a checkpoint and a second start went well" in capsys.readouterr().out
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("run")]
+
+
+@pytest.mark.parametrize("words", [["--steps", "2", "--dry-run"], ["--dry-run", "--steps=2"]])
+def test_warm_ups_fit_into_a_rehearsal(words):
+    optimizer = bj.OptimizerConfig(warmup_steps=20, quant_warmup_steps=9)
+    base = bj.TrainConfig(model=bj.ModelConfig.preset("ladder-0.2m"), optimizer=optimizer)
+    assert rehearsed(base, words).optimizer == replace(optimizer, warmup_steps=1, quant_warmup_steps=2)
+    assert rehearsed(base, [word for word in words if word != "--dry-run"]) == base
 
 
 @pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 1)])
