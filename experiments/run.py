@@ -65,12 +65,14 @@ class Experiment:
         """The cells asked for that are known from `results`.
 
         Raises:
-            UserError: a result was made with another configuration than its cell has now.
+            UserError: no cell that is known fits the pattern, or a result was made with another configuration than its cell has now.
         """
         cells: list[Cell] = self.module.cells(results)
         names = [cell.name for cell in cells]
         assert len(set(names)) == len(names), f"{self.name}: two cells have one name"
         cells = [smoke(cell) if self.small else cell for cell in cells if fnmatch.fnmatchcase(cell.name, self.only)]
+        if not cells:
+            raise UserError(f"--only {self.only} fits none of the {len(names)} cells of {self.name} that are known so far")
         for cell in cells:
             if cell.name in results:
                 made = configs.from_dict(TrainConfig, results[cell.name]["config"], f"{self.results / cell.name}.json: config")

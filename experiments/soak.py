@@ -39,7 +39,7 @@ _PATIENCE = 120.0
 
 
 def main(args: list[str] | None = None) -> int:
-    """Kills runs; 0 where every one of them ended as the undisturbed run."""
+    """Kills runs; 0 where `well`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments")
@@ -73,7 +73,12 @@ def main(args: list[str] | None = None) -> int:
             save(facts)
             print(f"run {len(facts['runs'])}: {facts['runs'][-1]}", flush=True)
             shutil.rmtree(folder)
-    return 0 if all(run["equal"] and run["codes"] == [0, 0] for run in facts["runs"]) else 1
+    return 0 if well(facts) else 1
+
+
+def well(facts: dict[str, Any]) -> bool:
+    """Whether every run ended as the undisturbed one, and no process had to be killed that should have ended by itself."""
+    return all(run["equal"] and run["codes"] == [0, 0] for run in facts["runs"]) and not any(kill["late"] for kill in facts["kills"])
 
 
 def start(folder: Path) -> list[subprocess.Popen[bytes]]:

@@ -38,8 +38,9 @@ RESULTS = ROOT / "experiments" / "results" / "scaling"  # "scaling_gpu" or a fol
 # %% [markdown]
 # ## What was run
 #
-# Each side of each size is trained at learning rates of its own until the best is neither the highest nor the lowest; then come more seeds
-# of that rate. `experiments/configs/scaling.py` says how this differs from the papers: a million tokens a run in place of billions.
+# Each side of each size is trained at learning rates of its own, and then with more seeds at the best of them. The smallest size looks both
+# ways; a larger one begins with the best rate of the size before and looks downwards alone, so that its best may be the highest that was
+# tried. `experiments/configs/scaling.py` says how this differs from the papers: a million tokens a run in place of billions.
 
 # %%
 losses = figures.scaling_losses(RESULTS)

@@ -201,8 +201,13 @@ def held_out(path: Path, progress):
     config = configs.read(TrainConfig, path / run_directory.CONFIG)
     tokenizer = Tokenizer.read(path / "tokenizer.json")
     found = prepare(config.data, vocab_size=config.model.vocab_size, tokenizer=tokenizer, progress=progress)
-    begun = models.load_provenance(path).get("starts", [{}])[0].get("data")
-    if begun is not None and begun["corpus"]["fingerprint"] != found.provenance["corpus"]["fingerprint"]:
+    starts = models.load_provenance(path).get("starts")
+    try:
+        begun = starts[0].get("data") if starts else None
+        same = begun is None or begun["corpus"]["fingerprint"] == found.provenance["corpus"]["fingerprint"]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path / run_directory.PROVENANCE} is not the provenance of a run: name a text") from None
+    if not same:
         raise UserError(
             f"source={config.data.source!r} has changed since {path} was begun: its held-out text must be the same; name a text"
         )

@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> int:
     base, rest = arguments.starting_point(args, "train")
     if not any(flag == "--out" or flag.startswith("--out=") for flag in rest) and not {"-h", "--help"} & set(rest):
         raise UserError("--out is missing: must be the folder of the run")
-    parsed = arguments.parse(Args, rest, "train", Args(config=_rehearsed(base, rest), out=Path("runs/run")))
+    parsed = arguments.parse(Args, rest, "train", Args(config=rehearsed(base, rest), out=Path("runs/run")))
     profile = steps_of(parsed.profile)
     if parsed.show_config:
         print(configs.to_json(parsed.config), end="", flush=True)
@@ -59,6 +59,10 @@ def run(args: Sequence[str]) -> int:
         print(configs.to_json(parsed.config), end="", flush=True)
     if parsed.dry_run:
         summary = train(parsed.config, parsed.out, dry=True)
+        if summary.stopped_by is not None:
+            if distributed.leads():
+                print(f"stopped by {summary.stopped_by} before the rehearsal was through; nothing of it is left")
+            return 130 if summary.stopped_by == "SIGINT" else 1
         if distributed.leads():
             done = f"{summary.step} steps, an evaluation, a checkpoint and a second start"
             print(f"{done} went well in {summary.seconds:.0f} s; nothing of it is left")
@@ -76,13 +80,15 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _rehearsed(base: TrainConfig, args: Sequence[str]) -> TrainConfig:
-    """`base` with a warm-up that fits into the few steps of `--steps 2 --dry-run`."""
-    after = dict(itertools.pairwise(args)).get("--steps", "")
-    steps = int(after) if after.isdigit() else base.steps
-    if "--dry-run" not in args or not 0 < steps <= base.optimizer.warmup_steps:
+def rehearsed(base: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """`base` with warm-ups that fit into the few steps of `--steps 2 --dry-run`."""
+    words = [part for word in args for part in word.split("=", 1)]
+    after = dict(itertools.pairwise(words)).get("--steps", "")
+    steps = int(after) if after.isdecimal() else base.steps
+    if "--dry-run" not in args or steps < 1:
         return base
-    return replace(base, optimizer=replace(base.optimizer, warmup_steps=steps - 1))
+    warmup, quant = min(base.optimizer.warmup_steps, steps - 1), min(base.optimizer.quant_warmup_steps, steps)
+    return replace(base, optimizer=replace(base.optimizer, warmup_steps=warmup, quant_warmup_steps=quant))
 
 
 def train(config: TrainConfig, out: Path, *, resume: bool = True, dry: bool = False, profile: range | None = None):
@@ -109,6 +115,6 @@ def steps_of(text: str | None) -> range | None:
     if text is None:
         return None
     start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit() and 1 <= int(start) < int(stop)):
+    if not (start.isdecimal() and stop.isdecimal() and 1 <= int(start) < int(stop)):
         raise UserError(f"--profile {text} must be START:STOP, numbers of steps with 1 <= START < STOP")
     return range(int(start), int(stop))

@@ -163,7 +163,8 @@ def _quantized(w: np.ndarray, config: QuantConfig) -> tuple[np.ndarray, np.ndarr
 
 
 def _one_scale(w: np.ndarray, config: QuantConfig, label: str) -> float:
-    """The scale by which a whole matrix is rounded."""
-    if config.weight_group is not None or config.weight in (WeightQuantizer.SIGN, WeightQuantizer.NONE):
+    """The scale by which a whole matrix is rounded to -1, 0 and 1."""
+    others = (WeightQuantizer.SIGN, WeightQuantizer.ZERO_ONE, WeightQuantizer.NONE)  # {0, 1} has no code below -0.5
+    if config.weight_group is not None or config.weight in others:
         raise UserError(f"quantiser {label!r} must round by one scale: weight={config.weight.value}, weight_group={config.weight_group}")
     return _quantized(w, config)[1].item()

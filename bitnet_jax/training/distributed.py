@@ -43,7 +43,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         assert processes is not None
         assert process is not None
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise UserError(f"coordinator={coordinator!r} must be HOST:PORT")
         if processes < 1 or not 0 <= process < processes:
             raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
@@ -61,7 +61,7 @@ def _surroundings() -> bool:
     """Whether the environment is that of one of several processes."""
 
     def several(name: str) -> bool:
-        return os.environ.get(name, "").isdigit() and int(os.environ[name]) > 1
+        return os.environ.get(name, "").isdecimal() and int(os.environ[name]) > 1
 
     slurm = several("SLURM_NTASKS") and "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
     pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or several("MEGASCALE_NUM_SLICES")

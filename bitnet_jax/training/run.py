@@ -3,13 +3,14 @@ rehearsal of it."""
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from bitnet_jax import costs
 from bitnet_jax.config import TrainConfig
 from bitnet_jax.data import Batches, Prepared, Progress, Tokenizer, prepare
 from bitnet_jax.data.cache import silent
-from bitnet_jax.errors import RunError
+from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.evaluation import evaluator
 from bitnet_jax.training import distributed, loop, sharding
 from bitnet_jax.training.loop import Evaluate, Summary
@@ -102,26 +103,39 @@ def rehearse(config: TrainConfig, out: Path, *, data: Prepared | None = None, re
     """Does all that a run does, in two steps: what would fail late fails now. Leaves nothing behind.
 
     In a folder beside `out`, for it must lie on the same disk: two steps, the evaluation and a checkpoint, and a second start that reads
-    the checkpoint. Before that, the disk is held to the checkpoints that the run will keep.
+    the checkpoint. Before that, the disk is held to the checkpoints that the run will keep. A signal ends it as it ends a run, and is
+    `stopped_by` of what is returned.
 
     Raises:
-        UserError: as `train_run`.
+        UserError: as `train_run`, or the folder beside `out` exists: what is removed in the end must be the rehearsal's alone.
         RunError: as `train_run`, or the disk is too full for the checkpoints.
     """
     place = out.parent / f"{out.name}.rehearsal"
     steps = min(2, config.steps)
-    place.mkdir(parents=True, exist_ok=True)
+    distributed.led(lambda: _make(place))
     try:
         distributed.led(lambda: _check_disk(config, place))
         data = prepare_run(config, place) if data is None else data
         summary = train_run(config, place, data=data, reporter=reporter, last_step=steps)
+        if summary.stopped_by is not None:
+            return summary
         again = train_run(config, place, data=data, last_step=steps)
-        if summary.stopped_by is None and again.first_step != steps:
+        if again.first_step != steps:
             raise RunError(f"the checkpoint of step {steps} in {place} was not found again: step {again.first_step} was")
-        return summary
+        return replace(summary, stopped_by=again.stopped_by)
     finally:
         if distributed.leads():
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _make(place: Path) -> None:
+    """Makes a folder that was not there; raises UserError or RunError where that cannot be."""
+    try:
+        place.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{place} exists: must not, for a rehearsal is done there and removed; remove it if it is left of one") from None
+    except OSError as error:
+        raise RunError(f"{place} cannot be made: {error.strerror or error}") from error
 
 
 def _check_disk(config: TrainConfig, place: Path) -> None:

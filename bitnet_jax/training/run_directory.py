@@ -123,7 +123,7 @@ def record_start(directory: Path, config: TrainConfig, step: int, extra: Mapping
     """
     path = directory / PROVENANCE
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+        starts = [*json.loads(path.read_text(encoding="utf-8"))["starts"]] if path.exists() else []
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(f"{path} is not the provenance of a run: remove it to go on") from None
     start = {

@@ -128,9 +128,14 @@ def rows(mesh: Mesh | None, batch_size: int) -> Rows:
     """The rows whose devices this process has.
 
     Raises:
-        UserError: they are not one of equal parts of the batch.
+        UserError: the devices cannot share the rows, or those of this process are not one of equal parts of the batch.
     """
-    if mesh is None or jax.process_count() == 1:
+    if mesh is None:
+        return Rows(0, 1)
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if batch_size % (data * fsdp):
+        raise UserError(f"batch_size={batch_size} must be a multiple of data={data} * fsdp={fsdp}: these devices share the rows")
+    if jax.process_count() == 1:
         return Rows(0, 1)
     places = NamedSharding(mesh, P(partition.BATCH)).addressable_devices_indices_map((batch_size,))
     spans = sorted({index[0].indices(batch_size)[:2] for index in places.values() if index is not None})

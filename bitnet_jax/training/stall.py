@@ -29,7 +29,7 @@ class Timely:
         """
         self._asked.put(True)
         try:
-            batch, error = self._answers.get(timeout=self._seconds or None)
+            batch, error = self._answers.get(timeout=min(self._seconds, threading.TIMEOUT_MAX) or None)
         except queue.Empty:
             late = f"no batch from {self._source} for {self._seconds:g} s"
             raise RunError(f"{late} (stall_timeout): it hangs, or is slower than that") from None

@@ -5,13 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import bitnet_jax as bj
 from bitnet_jax import cli
-from bitnet_jax.cli.train import steps_of
+from bitnet_jax.cli.train import rehearsed, steps_of
 from bitnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,11 @@ def test_a_run_is_trained_evaluated_packed_and_used(tmp_path, capsys, monkeypatc
     (tmp_path / "corpus.txt").write_text(TEXT + "Something else.")
     assert cli.main(["eval", "run"]) == 2
     assert "source='corpus.txt' has changed since run was begun" in capsys.readouterr().err
+    (tmp_path / "corpus.txt").write_text(TEXT)
+    for damaged in ('{"starts": 5}', '{"starts": [{"data": {}}]}'):
+        (tmp_path / "run" / "provenance.json").write_text(damaged)
+        assert cli.main(["eval", "run"]) == 2
+        assert "provenance.json is not the provenance of a run" in capsys.readouterr().err
 
     model = bj.load("run")
     tokens = model.need_tokenizer().encode("It was")[None]
@@ -151,7 +158,22 @@ def test_a_rehearsal_takes_as_few_steps_as_are_asked_for(tmp_path, capsys, monke
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("run")]
 
 
-@pytest.mark.parametrize("text", ["5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
+@pytest.mark.parametrize("words", [["--steps", "2", "--dry-run"], ["--dry-run", "--steps=2"]])
+def test_warm_ups_fit_into_a_rehearsal(words):
+    optimizer = bj.OptimizerConfig(warmup_steps=20, quant_warmup_steps=9)
+    base = bj.TrainConfig(model=bj.ModelConfig.preset("ladder-0.2m"), optimizer=optimizer)
+    assert rehearsed(base, words).optimizer == replace(optimizer, warmup_steps=1, quant_warmup_steps=2)
+    assert rehearsed(base, [word for word in words if word != "--dry-run"]) == base
+
+
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 1)])
+def test_a_rehearsal_that_was_stopped_is_no_success(tmp_path, capsys, monkeypatch, signal, code):
+    monkeypatch.setattr("bitnet_jax.cli.train.train", lambda *_, **__: SimpleNamespace(stopped_by=signal, step=1, seconds=1.0))
+    assert cli.main(["train", "ladder-0.2m", "--out", str(tmp_path / "run"), "--dry-run"]) == code
+    assert f"stopped by {signal} before the rehearsal was through" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["²:³", "5", "7:5", "0:3", "a:b", "3:3", "-1:4"])
 def test_steps_to_trace_must_be_a_range(text):
     with pytest.raises(UserError, match=rf"--profile {text} must be START:STOP"):
         steps_of(text)

@@ -53,6 +53,11 @@ def test_a_result_says_what_was_run_with_what_and_what_came_of_it(finished: Path
     assert (finished / "results" / "first.json").stat().st_size < 30_000
 
 
+def test_a_pattern_that_fits_no_cell_is_no_success(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"--only thrid\* fits none of the 2 cells of toy"):
+        toy.experiment(finished, "thrid*").run()
+
+
 def test_finished_cells_are_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "train_cell", lambda *_: pytest.fail("a finished cell was run"))
     assert toy.experiment(finished).run() == 0
@@ -66,7 +71,8 @@ def test_a_stopped_cell_leaves_no_result(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_pattern_chooses_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "train_cell", lambda *_: pytest.fail("a cell was run that was not asked for"))
-    assert toy.experiment(tmp_path, only="second*").run() == 0
+    with pytest.raises(UserError, match=r"--only second\* fits none of the 1 cells of toy that are known so far"):
+        toy.experiment(tmp_path, only="second*").run()
 
 
 def test_the_list_says_what_is_done_and_begun(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,9 @@ def test_the_soak_counts_by_kind_and_moment_and_says_what_went_wrong(tmp_path):
     assert "| kill both | while they start | 0 |  |  |" in text
     assert "3 times in 3 runs of 9 steps, of which 1 had" in text
     assert "1 times a process hung" in text
+    assert not soak.well(facts)
+    assert not soak.well(facts | {"runs": runs[:1]})  # one hung
+    assert soak.well({"kills": [kill(1.0)], "runs": runs[:1]})
 
 
 @pytest.mark.parametrize("name", tables.BY_FORMULA)

@@ -140,6 +140,7 @@ def test_what_is_said_of_other_processes_must_be_whole() -> None:
         ({"processes": 2, "process": 0}, "process and processes must come with coordinator"),
         ({"coordinator": "host", "processes": 2, "process": 0}, "coordinator='host' must be HOST:PORT"),
         ({"coordinator": "host:0", "processes": 2, "process": 0}, "coordinator='host:0' must be HOST:PORT"),
+        ({"coordinator": "host:²", "processes": 2, "process": 0}, "coordinator='host:²' must be HOST:PORT"),
         ({"coordinator": "host:1", "processes": 2, "process": 2}, "process=2 of processes=2 must be from 0 to 1"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,7 @@
 """A run from its configuration alone is the run of its parts."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,6 +91,29 @@ def test_a_rehearsal_finds_a_disk_that_is_too_full(config: TrainConfig, tmp_path
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: SimpleNamespace(free=9000))
     with pytest.raises(RunError, match=r"has 0.0 GB free: must be at least .* for 3 checkpoints of .* \(keep_checkpoints=2, and one being"):
         rehearse(config, tmp_path / "mine")
+    assert not (tmp_path / "mine.rehearsal").exists()
+
+
+def test_a_rehearsal_keeps_its_hands_off_a_folder_that_is_there(config: TrainConfig, tmp_path: Path) -> None:
+    place = tmp_path / "mine.rehearsal"
+    place.mkdir()
+    (place / "notes.txt").write_text("kept")
+    with pytest.raises(UserError, match=r"mine.rehearsal exists: must not"):
+        rehearse(config, tmp_path / "mine")
+    assert (place / "notes.txt").read_text() == "kept"
+
+
+def test_a_signal_ends_a_rehearsal(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Path] = []
+    monkeypatch.setattr(run, "train_run", lambda config, place, **given: starts.append(place) or train_run(config, place, **given))
+
+    class Stopping(Recorder):
+        def compiled(self, seconds: float, memory: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    summary = rehearse(config, tmp_path / "mine", reporter=Stopping())
+    assert summary.stopped_by == "SIGTERM"
+    assert len(starts) == 1
     assert not (tmp_path / "mine.rehearsal").exists()
 
 

@@ -97,6 +97,14 @@ def test_file_that_differs_from_the_one_the_run_was_begun_with_is_named(tmp_path
     assert (tmp_path / "tokenizer.json").read_text() == "old"
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"starts": 5}'])
+def test_a_provenance_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    enter(tmp_path)
+    (tmp_path / "provenance.json").write_text(text)
+    with pytest.raises(UserError, match=r"provenance\.json is not the provenance of a run"):
+        run_directory.record_start(tmp_path, CONFIG, 0, {})
+
+
 def test_provenance_keeps_every_start(tmp_path: Path) -> None:
     enter(tmp_path)
     run_directory.record_start(tmp_path, CONFIG, 0, {"data": {"sha256": "ab"}})

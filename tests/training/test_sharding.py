@@ -158,6 +158,8 @@ def test_a_batch_is_put_where_it_belongs() -> None:
     assert placed.sharding.spec == P(("data", "fsdp"), "sequence")
     assert np.array_equal(np.asarray(placed), batch["tokens"])
     assert sharding.rows(mesh, 4) == Rows(0, 1)
+    with pytest.raises(UserError, match=r"batch_size=3 must be a multiple of data=1 \* fsdp=2"):
+        sharding.rows(mesh, 3)
 
 
 def test_another_mesh_is_left_alone() -> None:

@@ -29,6 +29,12 @@ def test_batches_come_in_order_and_none_is_fetched_before_it_is_asked_for() -> N
     timely.close()
 
 
+def test_a_patience_of_ages_is_no_error() -> None:
+    timely = Timely(Source(iter([1])), 1e12, "numbers")
+    assert next(timely) == 1
+    timely.close()
+
+
 def test_what_the_source_raises_is_raised() -> None:
     def broken() -> Iterator[int]:
         yield 1
