@@ -49,6 +49,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError("--out is missing: must be the folder of the run")
     parsed = arguments.parse(Args, rest, "train", Args(config=rehearsed(base, rest), out=Path("runs/run")))
     profile = steps_of(parsed.profile)
+    if parsed.dry_run and profile is not None:
+        raise UserError(f"--profile {parsed.profile} with --dry-run: a rehearsal leaves nothing, no trace either")
     if parsed.show_config:
         print(configs.to_json(parsed.config), end="", flush=True)
         return 0
@@ -58,7 +60,7 @@ def run(args: Sequence[str]) -> int:
     if distributed.leads():
         print(configs.to_json(parsed.config), end="", flush=True)
     if parsed.dry_run:
-        summary = train(parsed.config, parsed.out, dry=True)
+        summary = train(parsed.config, parsed.out, resume=parsed.resume, dry=True)
         if summary.stopped_by is not None:
             if distributed.leads():
                 print(f"stopped by {summary.stopped_by} before the rehearsal was through; nothing of it is left")
@@ -71,8 +73,8 @@ def run(args: Sequence[str]) -> int:
     if not distributed.leads():
         return 130 if summary.stopped_by == "SIGINT" else 0
     if summary.stopped_by is not None:
-        done = f"step {summary.step} of {parsed.config.steps}"
-        print(f"stopped by {summary.stopped_by} after {done}, saved in {parsed.out}; the same command goes on with it")
+        done = f"step {summary.step} of {parsed.config.steps}, saved in {parsed.out}" if summary.step else "nothing"
+        print(f"stopped by {summary.stopped_by} after {done}; the same command goes on with it")
         return 130 if summary.stopped_by == "SIGINT" else 0
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in summary.evaluation.items())
     pace = f"  {summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else ""
@@ -102,7 +104,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = True, dry: bool = Fa
         data = prepare_run(config, out, progress)
     reporter = reporter_for(sys.stderr) if distributed.leads() else Quiet()
     if dry:
-        return rehearse(config, out, data=data, reporter=reporter)
+        return rehearse(config, out, data=data, reporter=reporter, resume=resume)
     return train_run(config, out, data=data, reporter=reporter, resume=resume, profile=profile)
 
 

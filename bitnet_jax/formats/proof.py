@@ -73,7 +73,7 @@ class Proof:
         equal = self.tokens - self.tokens_differ
         return ", ".join(
             [
-                f"proof: {self.weights:,} ternary weights equal" if self.weights else "proof: full precision",
+                f"proof: {self.weights:,} ternary weights equal" if self.weights else "proof: no packed weights",
                 f"{self.floats - self.floats_differ:,} of {self.floats:,} other numbers equal",
                 f"{self.logits:,} logits within {self.difference:.1e} of the largest",
                 f"{equal} of {self.tokens} greedy tokens equal",

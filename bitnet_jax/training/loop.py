@@ -137,6 +137,8 @@ def train(
             if restored is None:
                 places = None if mesh is None else sharding.shardings(target)
                 state, first = jax.jit(lambda: init_run(config, optimizer), out_shardings=places)(), 0
+                if run_directory.has_log(directory):
+                    reporter.warned(f"{directory} has a log and no checkpoint: the run begins anew at step 0, and the log with it")
             else:
                 state, first = restored.state, restored.step
                 data.set_state(restored.data)
@@ -154,6 +156,10 @@ def train(
             run.non_finite = int(state.non_finite)
             run.last = min(config.steps, config.steps if last_step is None else last_step)
             run.profiled = range(0) if profile is None else profile
+            if profile is not None and not range(max(profile.start, first + 1), min(profile.stop, run.last + 1)):
+                reporter.warned(
+                    f"no trace: profile={profile.start}:{profile.stop} has none of this start's steps {first + 1} to {run.last}"
+                )
             if first < run.last:
                 run.go(state)
             run.wait()

@@ -78,7 +78,7 @@ def _average(decay: float) -> optax.GradientTransformationExtraArgs:
     def init(params: Params) -> Average:
         return Average(jax.tree.map(jnp.copy, params))  # a buffer of its own, as donation needs
 
-    def update(updates: Any, state: Average, params: Params = None, **extra: Any) -> tuple[Any, Average]:
+    def update(updates: Any, state: Any, params: Params = None, **extra: Any) -> tuple[Any, Any]:
         del extra
         new = optax.apply_updates(params, updates)
         return updates, Average(jax.tree.map(lambda mean, param: decay * mean + (1.0 - decay) * param, state.average, new))

@@ -12,7 +12,7 @@ from bitnet_jax.data import Batches, Prepared, Progress, Tokenizer, prepare
 from bitnet_jax.data.cache import silent
 from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.evaluation import evaluator
-from bitnet_jax.training import distributed, loop, sharding
+from bitnet_jax.training import distributed, loop, run_directory, sharding
 from bitnet_jax.training.loop import Evaluate, Summary
 from bitnet_jax.training.optimizer import Params
 from bitnet_jax.training.report import Reporter
@@ -99,11 +99,14 @@ def train_run(
         batches.close()
 
 
-def rehearse(config: TrainConfig, out: Path, *, data: Prepared | None = None, reporter: Reporter | None = None) -> Summary:
+def rehearse(
+    config: TrainConfig, out: Path, *, data: Prepared | None = None, reporter: Reporter | None = None, resume: bool = True
+) -> Summary:
     """Does all that a run does, in two steps: what would fail late fails now. Leaves nothing behind.
 
     In a folder beside `out`, for it must lie on the same disk: two steps, the evaluation and a checkpoint, and a second start that reads
-    the checkpoint. Before that, the disk is held to the checkpoints that the run will keep. A signal ends it as it ends a run, and is
+    the checkpoint. Before that, `out` must be one that the run can begin or go on in, and the disk is held to the checkpoints that it will
+    keep. A signal ends it as it ends a run, and is
     `stopped_by` of what is returned.
 
     Raises:
@@ -112,6 +115,7 @@ def rehearse(config: TrainConfig, out: Path, *, data: Prepared | None = None, re
     """
     place = out.parent / f"{out.name}.rehearsal"
     steps = min(2, config.steps)
+    distributed.led(lambda: run_directory.check(out, config, resume))
     distributed.led(lambda: _make(place))
     try:
         distributed.led(lambda: _check_disk(config, place))

@@ -75,6 +75,12 @@ def claim(directory: Path) -> Iterator[None]:
         yield
 
 
+def has_log(directory: Path) -> bool:
+    """Whether a run has written numbers of steps here."""
+    path = directory / METRICS
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _check_kind(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is not a folder")
@@ -83,6 +89,18 @@ def _check_kind(directory: Path) -> None:
         if foreign:
             rule = f"must be a new or empty folder, or a run with its {CONFIG}"
             raise UserError(f"{directory} is not a run and not empty (it holds {foreign[0]}): {rule}")
+
+
+def check(directory: Path, config: TrainConfig, resume: bool = True) -> None:
+    """Raises UserError where this run can neither begin nor go on in `directory`, claimed or not; arguments as for `enter`."""
+    _check_kind(directory)
+    if is_run(directory):
+        if not resume:
+            raise UserError(f"{directory} holds a run already: choose another folder, or resume it")
+        begun = configs.read(TrainConfig, directory / CONFIG)
+        rows = [row for row in configs.differences(begun, config) if not row.startswith(_MAY_DIFFER)]
+        if rows:
+            raise UserError(f"{directory} was begun with another configuration: {'; '.join(rows)}")
 
 
 def enter(directory: Path, config: TrainConfig, files: Mapping[str, str], resume: bool) -> None:
@@ -97,13 +115,7 @@ def enter(directory: Path, config: TrainConfig, files: Mapping[str, str], resume
     Raises:
         UserError: there is a run and `resume` is false, or the run differs in a field or a file.
     """
-    if is_run(directory):
-        if not resume:
-            raise UserError(f"{directory} holds a run already: choose another folder, or resume it")
-        begun = configs.read(TrainConfig, directory / CONFIG)
-        rows = [row for row in configs.differences(begun, config) if not row.startswith(_MAY_DIFFER)]
-        if rows:
-            raise UserError(f"{directory} was begun with another configuration: {'; '.join(rows)}")
+    check(directory, config, resume)
     write(directory / CONFIG, configs.to_json(config))
     for name, text in files.items():
         path = directory / name

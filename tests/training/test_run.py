@@ -1,6 +1,7 @@
 """A run from its configuration alone is the run of its parts."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,37 @@ def test_a_signal_ends_a_rehearsal(config: TrainConfig, tmp_path: Path, monkeypa
     assert summary.stopped_by == "SIGTERM"
     assert len(starts) == 1
     assert not (tmp_path / "mine.rehearsal").exists()
+
+
+def test_a_rehearsal_finds_a_folder_that_the_run_would_be_refused(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "letter.txt").write_text("Dear Sir")
+    train_run(config, tmp_path / "other")
+    for name, changed, message in (
+        ("file", config, "is not a folder"),
+        ("letters", config, "is not a run and not empty"),
+        ("other", replace(config, seed=config.seed + 1), "was begun with another configuration: seed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rehearse(changed, tmp_path / name)
+    with pytest.raises(UserError, match="holds a run already"):
+        rehearse(config, tmp_path / "other", resume=False)
+
+
+def test_steps_that_are_not_done_are_not_traced_without_a_word(config: TrainConfig, tmp_path: Path) -> None:
+    recorder = Recorder()
+    train_run(config, tmp_path / "run", profile=range(900, 905), reporter=recorder)
+    assert [line for line in recorder.of("warned") if line.startswith("no trace: profile=900:905 has none of this start's steps 1 to ")]
+    assert not (tmp_path / "run" / run_directory.PROFILE).exists()
+
+
+def test_a_log_that_lost_its_checkpoints_is_not_begun_anew_without_a_word(config: TrainConfig, tmp_path: Path) -> None:
+    train_run(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    recorder = Recorder()
+    train_run(config, tmp_path / "run", reporter=recorder)
+    assert [line for line in recorder.of("warned") if "has a log and no checkpoint: the run begins anew at step 0" in line]
 
 
 def test_single_steps_are_traced(config: TrainConfig, tmp_path: Path) -> None:
