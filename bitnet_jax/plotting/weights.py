@@ -19,7 +19,7 @@ _BINS = 80
 def weight_histogram(matrices: Mapping[str, tuple[Any, QuantConfig]], title: str = "") -> Any:
     """Latent weights of matrices, each in the colour of its code, above the codes and how many weights have them: a column a matrix.
 
-    The dashed lines are the two values ±scale that codes stand for, where there is one scale.
+    The dashed lines are the values ±scale that codes stand for, where there is one scale; those that occur.
 
     Args:
         matrices: label → latent weights [K, N] and their quantiser.
@@ -38,7 +38,7 @@ def weight_histogram(matrices: Mapping[str, tuple[Any, QuantConfig]], title: str
         groups = [w[codes == code] for code in (-1, 0, 1)]
         column[0].hist(groups, bins, stacked=True, color=CODES, label=("-1", "0", "+1"))
         if scale.size == 1:
-            for value in (-scale.item(), scale.item()):
+            for value in np.unique(codes[codes != 0]) * scale.item():
                 column[0].axvline(value, linestyle="--", linewidth=1, color="black")
         column[0].set(title=label, xlabel="latent weight")
         bars = column[1].bar(range(-1, 2), [group.size / w.size for group in groups], 0.6, color=CODES)
