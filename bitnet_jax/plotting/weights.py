@@ -164,6 +164,8 @@ def _quantized(w: np.ndarray, config: QuantConfig) -> tuple[np.ndarray, np.ndarr
 
 def _one_scale(w: np.ndarray, config: QuantConfig, label: str) -> float:
     """The scale by which a whole matrix is rounded."""
-    if config.weight_group is not None or config.weight in (WeightQuantizer.SIGN, WeightQuantizer.NONE):
-        raise UserError(f"quantiser {label!r} must round by one scale: weight={config.weight.value}, weight_group={config.weight_group}")
+    several = config.weight_group is not None or config.weight_shards > 1
+    if several or config.weight in (WeightQuantizer.SIGN, WeightQuantizer.NONE):
+        shares = f"weight_group={config.weight_group}, weight_shards={config.weight_shards}"
+        raise UserError(f"quantiser {label!r} must round by one scale: weight={config.weight.value}, {shares}")
     return _quantized(w, config)[1].item()
