@@ -320,6 +320,10 @@ def _refuse_type(config: ModelConfig, linear: BlockType, table: BlockType, targe
     if linear.ternary and quant.weight_group is not None and (linear is BlockType.I2_S or quant.weight_group % _TQ_GROUP):
         raise UserError(f"weight_group={quant.weight_group} with type={name}: I2_S has one scale for a matrix, TQ types one for each 256")
     attention = config.num_heads * config.head_dim
+    shards = quant.weight_shards
+    cut = [size // shards for size in (attention, config.ffn_size)]  # inputs of o and down that share a scale
+    if linear.ternary and shards > 1 and (linear is BlockType.I2_S or any(size % _TQ_GROUP for size in cut)):
+        raise UserError(f"weight_shards={shards} with type={name}: I2_S has one scale for a matrix, TQ types one for each 256")
     for key, size in (("hidden_size", config.hidden_size), ("ffn_size", config.ffn_size), ("num_heads * head_dim", attention)):
         if size % linear.weights:
             raise UserError(f"{key}={size} must be a multiple of {linear.weights} for type={name}")
