@@ -207,13 +207,26 @@ def _integer_forward(x, kernel, config, placement, axis):
         y = y * scale if activations is None else y * (activations.scale * scale)
     else:
         groups, _, n = weights.scale.shape
-        split = operand.reshape(*operand.shape[:-1], groups, -1)
-        sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=accumulator)
+        sums = _group_sums(operand.reshape(*operand.shape[:-1], groups, -1), codes.reshape(groups, -1, n), accumulator)
         y = jnp.sum(sums.astype(jnp.float32) * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
         y = y if activations is None else y * activations.scale
     # int8 residuals: a quarter of the bytes of what is multiplied. The weights' are cut up again, as the latent ones are.
     kept_x = x if activations is None else (activations.codes.astype(jnp.int8), activations.scale)
     return y.astype(x.dtype), (kept_x, partition.stored(weights.codes.astype(jnp.int8), placement), weights.scale)
+
+
+def _group_sums(x: Shaped[Array, "... G L"], codes: Shaped[Array, "G L N"], accumulator: Any) -> Shaped[Array, "... G N"]:
+    """The products of each group, not added up."""
+
+    def product(x: Array, codes: Array) -> Array:
+        return jnp.einsum("...gk,gkn->...gn", x, codes, preferred_element_type=accumulator)
+
+    if x.dtype != jnp.bfloat16:
+        return product(x, codes)
+    # XLA has no products of several bfloat16 matrices at a time on a CPU; in float32 they are the same numbers.
+    return jax.lax.platform_dependent(
+        x, codes, cpu=lambda x, codes: product(x.astype(jnp.float32), codes.astype(jnp.float32)), default=product
+    )
 
 
 def _integer_backward(config, placement, axis, kept, gradient):

@@ -96,6 +96,14 @@ def test_packed_equals_integer_bit_for_bit(config, dtype, encoding):
     assert np.array_equal(dot.packed(x, [packed], config)[0], dot.quantized(x, w, config.for_inference))
 
 
+def test_groups_are_multiplied_in_bfloat16_too():
+    x, w, _ = inputs(jnp.bfloat16)
+    for config, axis in ((QuantConfig(weight_group=16), None), (SHARDS, -2)):
+        y = jax.jit(lambda x, w, config=config, axis=axis: dot.quantized(x, w, config, axis=axis))(x, w)
+        expected = dot.quantized(x.astype(jnp.float32), w, config, axis=axis)  # the same codes: x is exact in float32
+        assert np.array_equal(y, expected.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("encoding", list(Encoding))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("name", "axis"), [("q", -1), ("o", -2)])
