@@ -362,7 +362,7 @@ def _metadata(config: ModelConfig, architecture: str, type: str, linear: BlockTy
 def _pieces(
     weights: Weights, path: Path, kind: BlockType, architecture: str, beside: dict[Path, np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """The bytes of a tensor; the one scale of a TQ matrix goes to `beside` where that is given."""
+    """The bytes of a tensor; the one scale of a TQ matrix goes to `beside` where that is given, and 1 where it has several."""
     name, config = "/".join(path), weights.config
     leaf = checked(weights.read(path), path, config, weights.where)
     heads = permuted_heads(path, config, architecture)
@@ -384,6 +384,8 @@ def _pieces(
             beside[path], scale = scale[0, :1].astype("<f4"), np.ones_like(scale)
     else:
         scale = np.repeat(scale, (leaf.group or 0) // _TQ_GROUP, 0)[:, order]
+        if beside is not None:
+            beside[path] = np.ones(1, "<f4")
     yield from _tq_pieces(kind, codes, scale.T, name)
 
 
