@@ -193,7 +193,7 @@ def test_scales_by_group_are_kept_where_the_type_has_them(tmp_path, group, targe
 
 @pytest.mark.parametrize(("base", "quant"), [(LLAMA, {"weight_shards": 2}), (BITNET, {"weight_shards": 2}), (BITNET, {"weight_group": 512})])
 def test_scales_of_parts_are_kept_where_the_type_has_them(tmp_path, base, quant):
-    source = random_weights(replace(base, hidden_size=512, head_dim=128, quant=QuantConfig(**quant)))
+    source = random_weights(replace(base, hidden_size=512, ffn_size=1024, head_dim=128, quant=QuantConfig(**quant)))
     found = gguf.read(written(tmp_path, source, "tq1_0"))
     assert (found.config.quant.weight_group, found.config.quant.weight_shards) == (256, 1)
     packed = leafwise.packed(source, found.encoding)
