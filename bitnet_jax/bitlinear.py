@@ -91,10 +91,11 @@ def _product(
     if layer.native and _rounds(config):
         return dot.rounded(x, kernel, config.quant)
     assert not isinstance(x, dot.Activations)
-    placement = partition.placement("/".join((*layer.path, "kernel")), layer.gather)
+    path = "/".join((*layer.path, "kernel"))
+    placement = partition.placement(path, layer.gather)
     if config.linear is Linear.FULL:
         return dot.full(x, kernel, placement=placement)
-    return dot.quantized(x, kernel, config.quant, placement, strength)
+    return dot.quantized(x, kernel, config.quant, placement, strength, partition.cut_axis(path, config.quant))
 
 
 def normalized(
@@ -125,7 +126,8 @@ def _rounds(config: ModelConfig) -> bool:
     """Whether latent weights have products that the native library ends, and so the bits of packed ones."""
     if not is_ternary(config) or config.quant.arithmetic is Arithmetic.FAKE:
         return False
-    return config.quant.activation is not ActivationQuantizer.NONE and config.quant.weight_group is None
+    one = config.quant.weight_group is None and config.quant.weight_shards == 1
+    return one and config.quant.activation is not ActivationQuantizer.NONE
 
 
 def _names(layers: Sequence[BitLinear]) -> str:

@@ -133,6 +133,9 @@ class QuantConfig:
     """Weight quantiser."""
     weight_group: int | None = None
     """Input features that share one weight scale within a column; None is one scale for the whole matrix."""
+    weight_shards: int = 1
+    """Equal parts of a matrix, along the axis that model parallelism cuts (`partition.RULES`), which are quantised each for itself. A
+    property of the model, whatever the mesh; with `mesh.tensor` of these, or a divisor, no device needs another's weights for a scale."""
     activation: ActivationQuantizer = ActivationQuantizer.PER_TOKEN
     """Activation quantiser."""
     activation_bits: int = 8
@@ -146,6 +149,11 @@ class QuantConfig:
         _require(2 <= self.activation_bits <= 8, f"activation_bits={self.activation_bits} must be from 2 to 8")
         if self.weight_group is not None:
             _require(self.weight_group > 0, f"weight_group={self.weight_group} must be positive, or none for one scale per matrix")
+        _require(self.weight_shards >= 1, f"weight_shards={self.weight_shards} must be at least 1")
+        _require(
+            self.weight_shards == 1 or self.weight_group is None,
+            f"weight_shards={self.weight_shards} and weight_group={self.weight_group} both say what shares a scale: must be 1, or none",
+        )
         if self.arithmetic is Arithmetic.INT8:
             none = [name for name in ("weight", "activation") if getattr(self, name).value == "none"]
             _require(not none, f"arithmetic=int8 needs quantised operands: {' and '.join(none)} must not be none")
@@ -155,6 +163,17 @@ class QuantConfig:
         """Per token where training was per tensor: a token's result must not depend on its neighbours (b1, section 2)."""
         per_tensor = self.activation is ActivationQuantizer.PER_TENSOR
         return replace(self, activation=ActivationQuantizer.PER_TOKEN) if per_tensor else self
+
+    def scale_shape(self, inputs: int, outputs: int, axis: int | None) -> tuple[int, ...]:
+        """Shape of the packed scale of a matrix [K, N]: () for one, [G, N] where K / G inputs of a column share one.
+
+        `axis` is the one that `weight_shards` cut: -2, the inputs, of o and down, or -1, the outputs, of all others.
+        """
+        if self.weight_group is not None:
+            return (inputs // self.weight_group, outputs)
+        if self.weight_shards == 1:
+            return ()
+        return (self.weight_shards if axis == -2 else 1, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +243,14 @@ class ModelConfig:
                 ("num_heads * head_dim", self.num_heads * self.head_dim),
             ):
                 _require(size % self.quant.weight_group == 0, f"{name}={size} must be a multiple of weight_group={self.quant.weight_group}")
+        if self.linear is Linear.BIT:
+            for name, size in (
+                ("num_heads * head_dim", self.num_heads * self.head_dim),
+                ("num_kv_heads * head_dim", self.num_kv_heads * self.head_dim),
+                ("ffn_size", self.ffn_size),
+            ):
+                shards = self.quant.weight_shards
+                _require(size % shards == 0, f"{name}={size} must be a multiple of weight_shards={shards}")
 
     @property
     def for_inference(self) -> "ModelConfig":

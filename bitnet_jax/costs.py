@@ -187,14 +187,14 @@ def bytes_by_part(config: ModelConfig, storage: Storage, rest: DType = DType.FLO
 
 
 def packed_bytes(matrix: Matrix, storage: Storage, quant: QuantConfig) -> int:
-    """Bytes of one packed matrix: N rows, and one scale, or K / weight_group scales a column.
+    """Bytes of one packed matrix: N rows, and one scale, or K / weight_group, 1 or weight_shards scales a column.
 
     A row is whole blocks of 32 bytes for 128 codes, or ceil(K / 5) bytes.
     """
     row = 32 * math.ceil(matrix.inputs / 128) if storage is Storage.TWO_BIT else math.ceil(matrix.inputs / 5)
     codes = matrix.outputs * row
-    scales = 1 if quant.weight_group is None else matrix.inputs // quant.weight_group * matrix.outputs
-    return codes + _SCALE_BYTES * scales
+    axis = -2 if matrix.name in ("attn/o", "ffn/down") else -1  # as `partition.RULES` says
+    return codes + _SCALE_BYTES * math.prod(quant.scale_shape(matrix.inputs, matrix.outputs, axis))
 
 
 def kv_cache_bytes(config: ModelConfig, batch: int, capacity: int) -> int:

@@ -42,6 +42,7 @@ def quantized(
     config: QuantConfig,
     placement: Placement | None = None,
     strength: Float32[Array, ""] | None = None,
+    axis: int | None = None,
 ) -> Float[Array, "... N"]:
     """The product of quantised activations and quantised weights, with straight-through gradients to both.
 
@@ -50,11 +51,11 @@ def quantized(
 
     `placement` says how the kernel is cut up over devices and what of it travels; it changes no code and no scale. With `strength` both
     operands are quantised in part, from 0 not at all to 1 in full, and multiplied as `FAKE` multiplies them: what lies between two codes
-    is no integer.
+    is no integer. `axis` is what `config.weight_shards` cut (`quant.quantize_weights`).
     """
     if strength is None and config.arithmetic is not Arithmetic.FAKE and config.weight is not WeightQuantizer.NONE:
-        return _integer(x, kernel, config, placement)
-    w = quant.fake_quantize_weights(partition.gathered(kernel, placement), config, strength)
+        return _integer(x, kernel, config, placement, axis)
+    w = quant.fake_quantize_weights(partition.gathered(kernel, placement), config, strength, axis)
     return full(quant.fake_quantize_activations(x, config, strength), w)
 
 
@@ -180,17 +181,17 @@ _transposed_product.defvjp(lambda x, table, placement: (_transposed_product(x, t
 # --- the integer product with straight-through gradients -------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _integer(x, kernel, config, placement):
-    return _integer_forward(x, kernel, config, placement)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _integer(x, kernel, config, placement, axis):
+    return _integer_forward(x, kernel, config, placement, axis)[0]
 
 
-def _integer_forward(x, kernel, config, placement):
+def _integer_forward(x, kernel, config, placement, axis):
     if placement is None or placement.gather is Gather.LATENT:
-        weights = quant.quantize_weights(partition.gathered(kernel, placement), config)
+        weights = quant.quantize_weights(partition.gathered(kernel, placement), config, axis)
         whole = weights.codes
     else:
-        weights = quant.quantize_weights(partition.stored(kernel, placement), config)
+        weights = quant.quantize_weights(partition.stored(kernel, placement), config, axis)
         whole = partition.gathered_codes(weights.codes.astype(jnp.int8), placement)
     if config.activation is ActivationQuantizer.NONE:
         activations, operand = None, x
@@ -200,14 +201,13 @@ def _integer_forward(x, kernel, config, placement):
     # Integers up to 128 are exact in bfloat16 too.
     kind, accumulator = (jnp.int8, jnp.int32) if config.arithmetic is Arithmetic.INT8 else (x.dtype, jnp.float32)
     operand, codes = operand.astype(kind), whole.astype(kind)
-    if config.weight_group is None:
+    if weights.scale.ndim == codes.ndim:
         y = _matmul(operand, codes, accumulator).astype(jnp.float32)
         scale = weights.scale.reshape(())
         y = y * scale if activations is None else y * (activations.scale * scale)
     else:
         groups, _, n = weights.scale.shape
-        split = operand.reshape(*operand.shape[:-1], groups, -1)
-        sums = jnp.einsum("...gk,gkn->...gn", split, codes.reshape(groups, -1, n), preferred_element_type=accumulator)
+        sums = _group_sums(operand.reshape(*operand.shape[:-1], groups, -1), codes.reshape(groups, -1, n), accumulator)
         y = jnp.sum(sums.astype(jnp.float32) * jnp.expand_dims(weights.scale[:, 0], range(sums.ndim - 2)), -2)
         y = y if activations is None else y * activations.scale
     # int8 residuals: a quarter of the bytes of what is multiplied. The weights' are cut up again, as the latent ones are.
@@ -215,7 +215,21 @@ def _integer_forward(x, kernel, config, placement):
     return y.astype(x.dtype), (kept_x, partition.stored(weights.codes.astype(jnp.int8), placement), weights.scale)
 
 
-def _integer_backward(config, placement, kept, gradient):
+def _group_sums(x: Shaped[Array, "... G L"], codes: Shaped[Array, "G L N"], accumulator: Any) -> Shaped[Array, "... G N"]:
+    """The products of each group, not added up."""
+
+    def product(x: Array, codes: Array) -> Array:
+        return jnp.einsum("...gk,gkn->...gn", x, codes, preferred_element_type=accumulator)
+
+    if x.dtype != jnp.bfloat16:
+        return product(x, codes)
+    # XLA has no products of several bfloat16 matrices at a time on a CPU; in float32 they are the same numbers.
+    return jax.lax.platform_dependent(
+        x, codes, cpu=lambda x, codes: product(x.astype(jnp.float32), codes.astype(jnp.float32)), default=product
+    )
+
+
+def _integer_backward(config, placement, axis, kept, gradient):
     kept_x, codes_w, scale_w = kept
     dtype = gradient.dtype
     codes_w = partition.gathered_codes(codes_w, placement)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bitnet_jax import quant
+from bitnet_jax import partition, quant
 from bitnet_jax.bitlinear import is_ternary
 from bitnet_jax.config import ModelConfig, QuantConfig
 from bitnet_jax.errors import UserError
@@ -52,12 +52,12 @@ def map_leaves(function: Callable[[tuple[str, ...], Any], Any], params: Params, 
 # --- ternary codes ---------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=1)
-def _quantize(kernel: jax.Array, config: QuantConfig) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=(1, 2))
+def _quantize(kernel: jax.Array, config: QuantConfig, axis: int | None) -> tuple[jax.Array, jax.Array]:
     # One matrix at a time, in the shape that the forward pass quantises: a sum over another shape may round differently.
     def one(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-        codes, scale = quant.quantize_weights(kernel, config)
-        return codes.astype(jnp.int8), scale.reshape(()) if config.weight_group is None else scale[:, 0]
+        codes, scale = quant.quantize_weights(kernel, config, axis)
+        return codes.astype(jnp.int8), scale.reshape(()) if scale.ndim == codes.ndim else scale[:, 0]
 
     return jax.lax.map(one, kernel) if kernel.ndim == 3 else one(kernel)
 
@@ -75,7 +75,7 @@ def codes(params: Params, config: ModelConfig) -> Params:
                 if inner:
                     kept[name] = inner
             elif is_bitlinear((*path, name)):
-                kept[name] = _quantize(value, config.quant)[0]
+                kept[name] = _quantize(value, config.quant, partition.cut_axis("/".join((*path, name)), config.quant))[0]
         return kept
 
     return keep(params, ())
@@ -106,12 +106,12 @@ def pack(params: Params, config: ModelConfig, encoding: Encoding = Encoding.TWO_
 
 
 def pack_kernel(kernel: jax.Array, config: QuantConfig, encoding: Encoding, name: str) -> PackedTernary:
-    """One latent matrix [K, N], or a stack of them [L, K, N], as packed ternary weights on the host.
+    """The latent matrix [K, N] at the path `name`, or a stack of them [L, K, N], as packed ternary weights on the host.
 
     Raises:
-        UserError: it holds NaN or infinite weights; `name` is what the message calls it.
+        UserError: it holds NaN or infinite weights, or no rule of `partition` fits its name.
     """
-    values, scale = _quantize(kernel, config)
+    values, scale = _quantize(kernel, config, partition.cut_axis(name, config))
     scale = np.asarray(scale)
     if not np.all(np.isfinite(scale)):
         raise UserError(f"{name} holds NaN or infinite weights: they have no ternary code")

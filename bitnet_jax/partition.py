@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from bitnet_jax.array_types import Array, Float, Int8, Shaped
-from bitnet_jax.config import Gather
+from bitnet_jax.config import Gather, QuantConfig
 from bitnet_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -59,6 +59,16 @@ def spec(path: str, ndim: int) -> P:
                 raise UserError(f"parameter {path} has {ndim} axes: must have at least {len(axes)}, as its rule {axes} says")
             return P(*[None] * (ndim - len(axes)), *axes)
     raise UserError(f"parameter {path} fits no rule of how parameters are cut up: partition.RULES has {[p for p, _ in RULES]}")
+
+
+def cut_axis(path: str, quant: QuantConfig) -> int | None:
+    """The axis of the matrix at `path` along which `quant.weight_shards` cut it: that which devices of `tensor` share, -2, its inputs, or
+    -1, its outputs; None where they do not cut.
+
+    Raises:
+        UserError: no rule fits the path.
+    """
+    return None if quant.weight_shards == 1 else list(spec(path, 2)).index("tensor") - 2
 
 
 def active() -> bool:

@@ -12,6 +12,7 @@ from jax.lax import stop_gradient
 
 from bitnet_jax.array_types import Array, Float, Float32
 from bitnet_jax.config import ActivationQuantizer, QuantConfig, WeightQuantizer
+from bitnet_jax.errors import UserError
 from bitnet_jax.sums import exact_mean
 
 EPS = 1e-5
@@ -28,10 +29,11 @@ class Quantized(NamedTuple):
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Quantized:
+def quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig, axis: int | None = None) -> Quantized:
     """Codes in {-1, 0, 1} of a weight matrix and its scale.
 
-    With s the magnitude that `config.weight` names, over the whole matrix or over `weight_group` inputs of one column:
+    With s the magnitude that `config.weight` names, over the whole matrix, over `weight_group` inputs of one column, or over one of
+    `weight_shards` parts of the matrix, of which each has its own s and its own mean (b1, section 2.3, group quantisation; TriLM):
 
         codes = clip(round(W * (1 / max(s, 1e-5))), -1, 1)     s = mean|W| (b1.58, section 2), median|W| (Reloaded), max|W|
         codes = +1 where W > mean W, else -1                   s = mean|W| of the uncentred W (b1, section 2)
@@ -40,19 +42,31 @@ def quantize_weights(w: Float[Array, "*layers K N"], config: QuantConfig) -> Qua
 
     Args:
         w: matrices [..., K, N]; leading axes are independent.
-        config: `weight` must not be `NONE`; K must be a multiple of `weight_group`.
+        config: `weight` must not be `NONE`; K must be a multiple of `weight_group`, the cut axis one of `weight_shards`.
+        axis: what `weight_shards` cut: -2, the inputs, or -1, the outputs (`partition.cut_axis` of the matrix's path).
 
     Returns:
-        codes shaped as `w`, and scale [..., 1, 1], or [..., G, 1, N] for codes seen as [..., G, K / G, N]
-        (`grouped_scale` gives it the shape of `w`).
+        codes shaped as `w`, and scale [..., 1, 1], or [..., G, 1, N] for codes seen as [..., G, K / G, N]: G is `weight_shards` where they
+        cut the inputs, and 1 where they cut the outputs.
+
+    Raises:
+        UserError: there are `weight_shards` and no axis.
     """
     w = w.astype(jnp.float32)
-    if config.weight_group is None:
-        codes, scale = _quantize_block(w, (-2, -1), config.weight)
-        return Quantized(codes, scale)
     *layers, k, n = w.shape
-    grouped = w.reshape(*layers, k // config.weight_group, config.weight_group, n)
-    codes, scale = _quantize_block(grouped, (-2,), config.weight)
+    shards = config.weight_shards
+    if config.weight_group is not None:
+        codes, scale = _quantize_block(w.reshape(*layers, k // config.weight_group, config.weight_group, n), (-2,), config.weight)
+    elif shards == 1:
+        codes, scale = _quantize_block(w, (-2, -1), config.weight)
+    elif axis == -2:
+        codes, scale = _quantize_block(w.reshape(*layers, shards, k // shards, n), (-2, -1), config.weight)
+        scale = jnp.broadcast_to(scale, (*layers, shards, 1, n))
+    elif axis == -1:
+        codes, scale = _quantize_block(w.reshape(*layers, k, shards, n // shards), (-3, -1), config.weight)
+        scale = jnp.broadcast_to(scale, (*layers, 1, shards, n // shards)).reshape(*layers, 1, 1, n)
+    else:
+        raise UserError(f"weight_shards={shards} cut a matrix along its inputs or outputs: axis={axis} must be -2 or -1")
     return Quantized(codes.reshape(w.shape), scale)
 
 
@@ -123,12 +137,15 @@ def straight_through(x: Float[Array, "..."], quantized: Float[Array, "..."]) -> 
 
 
 def fake_quantize_weights(
-    w: Float[Array, "*layers K N"], config: QuantConfig, strength: Float32[Array, ""] | None = None
+    w: Float[Array, "*layers K N"], config: QuantConfig, strength: Float32[Array, ""] | None = None, axis: int | None = None
 ) -> Float[Array, "*layers K N"]:
-    """Weights rounded to codes * scale, in the type of `w`, with the straight-through gradient; in part where `strength` is given."""
+    """Weights rounded to codes * scale, in the type of `w`, with the straight-through gradient; in part where `strength` is given.
+
+    `axis` is that of `quantize_weights`.
+    """
     if config.weight is WeightQuantizer.NONE:
         return w
-    return straight_through(w, _part(w, dequantize_weights(quantize_weights(w, config)), strength).astype(w.dtype))
+    return straight_through(w, _part(w, dequantize_weights(quantize_weights(w, config, axis)), strength).astype(w.dtype))
 
 
 def fake_quantize_activations(

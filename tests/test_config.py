@@ -37,6 +37,17 @@ def test_json_round_trip_is_the_identity():
         (lambda c: c.update(batch_size=6, accumulation=4), "batch_size=6 must be a multiple of accumulation=4"),
         (lambda c: c["model"].update(num_kv_heads=3), "num_heads=4 must be a multiple of num_kv_heads=3"),
         (lambda c: c["model"]["quant"].update(weight_group=20), "hidden_size=32 must be a multiple of weight_group=20"),
+        (lambda c: c["model"]["quant"].update(weight_shards=0), "weight_shards=0 must be at least 1"),
+        (lambda c: c["model"]["quant"].update(weight_shards=2), "weight_shards=2 and weight_group=16 both say what shares a scale"),
+        (
+            lambda c: c["model"]["quant"].update(weight_group=None, weight_shards=3),
+            "num_heads * head_dim=32 must be a multiple of weight_shards=3",
+        ),
+        (
+            lambda c: c["model"]["quant"].update(weight_group=None, weight_shards=32),
+            "num_kv_heads * head_dim=16 must be a multiple of weight_shards=32",
+        ),
+        (lambda c: c["model"].update(ffn_size=50, quant={"weight_shards": 4}), "ffn_size=50 must be a multiple of weight_shards=4"),
         (lambda c: c["data"].update(seq_len=65), "seq_len=65 must be at most the model's max_seq_len=64"),
         (lambda c: c["optimizer"].update(warmup_steps=10), "warmup_steps=10 must be below steps=10"),
         (lambda c: c["optimizer"].update(quant_warmup_steps=11), "quant_warmup_steps=11 must be at most steps=10"),
@@ -51,6 +62,15 @@ def test_a_wrong_field_is_named_with_its_rule(edit, message):
         configs.from_dict(TrainConfig, values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shards_are_of_the_model_and_none_where_nothing_is_said():
+    config = tiny(quant=QuantConfig(weight_shards=2))
+    assert configs.from_json(ModelConfig, configs.to_json(config)) == config
+    values = configs.to_dict(tiny())
+    values["quant"].pop("weight_shards")  # a configuration from before there were any
+    assert configs.from_dict(ModelConfig, values) == tiny()
+    assert tiny(linear=Linear.FULL, ffn_size=49, quant=QuantConfig(weight_shards=2)).twin.quant.weight_shards == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bitnet_jax import params as trees
 from bitnet_jax.config import DType, FeedForward, Linear, ModelConfig, NormPlacement, QuantConfig
 from bitnet_jax.costs import (
     Matrix,
@@ -24,8 +25,9 @@ from bitnet_jax.costs import (
     train_flops,
 )
 from bitnet_jax.presets import PRESETS
-from bitnet_jax.transformer import KVCache
+from bitnet_jax.transformer import KVCache, parameter_shapes
 from kernels_pallas import packing
+from tests.shapes import tiny
 
 SMALL = dataclasses.replace(PRESETS["ladder-0.2m"], num_kv_heads=1)
 
@@ -141,6 +143,14 @@ def test_packed_bytes_are_those_that_packing_makes(storage: Storage, group: int 
     packed = packing.pack(np.zeros((k, 3), np.int8), scale, packing.Encoding(storage.value))
     counted = packed_bytes(Matrix(name="", inputs=k, outputs=3), storage, QuantConfig(weight_group=group))
     assert counted == packed.codes.nbytes + packed.scale.nbytes
+
+
+@pytest.mark.parametrize("storage", [Storage.TWO_BIT, Storage.BASE3])
+def test_packed_bytes_of_shards_are_those_of_the_packed_tree(storage: Storage) -> None:
+    config = tiny(quant=QuantConfig(weight_shards=4))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), parameter_shapes(config))
+    packed = [leaf for _, leaf in trees.leaves(trees.pack(params, config, packing.Encoding(storage.value)))]
+    assert bytes_by_part(config, storage).linear == sum(leaf.nbytes for leaf in packed if isinstance(leaf, packing.PackedTernary))
 
 
 def test_bytes_count_padding_scales_and_the_rest() -> None:

@@ -23,9 +23,9 @@ def init(config):
 
 @pytest.mark.parametrize("encoding", list(Encoding))
 @pytest.mark.parametrize("weight", [WeightQuantizer.ABSMEAN, WeightQuantizer.SIGN, WeightQuantizer.ZERO_ONE])
-@pytest.mark.parametrize("group", [None, 16])
-def test_packed_codes_and_scales_are_those_of_the_quantiser(weight, group, encoding):
-    config = tiny(quant=QuantConfig(weight=weight, weight_group=group))
+@pytest.mark.parametrize(("group", "shards"), [(None, 1), (16, 1), (None, 4)])
+def test_packed_codes_and_scales_are_those_of_the_quantiser(weight, group, shards, encoding):
+    config = tiny(quant=QuantConfig(weight=weight, weight_group=group, weight_shards=shards))
     params = init(config)
     packed = trees.pack(params, config, encoding)
     count = 0
@@ -38,10 +38,19 @@ def test_packed_codes_and_scales_are_those_of_the_quantiser(weight, group, encod
         assert isinstance(leaf, PackedTernary)
         assert leaf.shape == latent.shape
         for layer in range(config.num_layers):
-            codes, scale = quant.quantize_weights(latent[layer], config.quant)
+            codes, scale = quant.quantize_weights(latent[layer], config.quant, -2 if path[-2] in ("o", "down") else -1)
             assert np.array_equal(unpack_codes(leaf)[layer], codes)
-            assert np.array_equal(leaf.scale[layer], np.squeeze(scale, (0, 1) if group is None else 1))
+            assert np.array_equal(leaf.scale[layer], np.squeeze(scale, (0, 1) if (group, shards) == (None, 1) else 1))
     assert count == 7
+
+
+def test_unpack_gives_codes_times_scale_of_each_shard():
+    config = tiny(quant=QuantConfig(weight_shards=2))
+    params = init(config)
+    values = trees.unpack(trees.pack(params, config))["blocks"]["attn"]
+    for name, axis in (("q", -1), ("o", -2)):
+        latent = params["blocks"]["attn"][name]["kernel"]
+        assert np.array_equal(values[name]["kernel"], quant.dequantize_weights(quant.quantize_weights(latent, config.quant, axis)))
 
 
 def test_unpack_gives_codes_times_scale_and_packs_to_the_same_codes():
@@ -54,13 +63,15 @@ def test_unpack_gives_codes_times_scale_and_packs_to_the_same_codes():
     assert np.array_equal(values, np.asarray(unpack_codes(kernel)) * np.asarray(kernel.scale)[:, None, None])
 
 
-def test_codes_are_those_that_pack_writes():
-    config = tiny()
-    params = init(config)
-    assert np.array_equal(
-        trees.codes(params, config)["blocks"]["attn"]["q"]["kernel"],
-        unpack_codes(trees.pack(params, config)["blocks"]["attn"]["q"]["kernel"]),
-    )
+@pytest.mark.parametrize("shards", [1, 2])
+def test_codes_are_those_that_pack_writes(shards):
+    config = tiny(quant=QuantConfig(weight_shards=shards))
+    params = jax.tree.map(lambda leaf: leaf * jnp.linspace(0.5, 2.0, leaf.shape[-1]).reshape([1] * (leaf.ndim - 1) + [-1]), init(config))
+    for name in ("q", "o"):
+        assert np.array_equal(
+            trees.codes(params, config)["blocks"]["attn"][name]["kernel"],
+            unpack_codes(trees.pack(params, config)["blocks"]["attn"][name]["kernel"]),
+        )
     assert trees.codes(params, config.twin) == {}
 
 

@@ -1,5 +1,7 @@
 """Quantisers: the papers' worked examples, and what must hold for any input."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from bitnet_jax import quant
 from bitnet_jax.config import ActivationQuantizer, QuantConfig, WeightQuantizer
+from bitnet_jax.errors import UserError
 
 ABSMEAN = QuantConfig()
 matrices = arrays(
@@ -113,6 +116,40 @@ def test_groups_are_quantised_each_for_itself():
     np.testing.assert_array_equal(quant.dequantize_weights(grouped), grouped.codes * jnp.repeat(grouped.scale[:, 0], 4, axis=0))
 
 
+@pytest.mark.parametrize("quantizer", [q for q in WeightQuantizer if q is not WeightQuantizer.NONE])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_shards_are_quantised_each_for_itself(axis, quantizer):
+    """Codes and scales of the parts alone, put together, bit for bit; for a stack of layers as well."""
+    w = (
+        jax.random.normal(jax.random.key(1), (2, 12, 9))
+        + jnp.linspace(-0.5, 2.0, 12)[None, :, None] * jnp.linspace(1.0, 3.0, 9)[None, None]
+    )
+    config = QuantConfig(weight=quantizer, weight_shards=3)
+    found = quant.quantize_weights(w, config, axis)
+    parts = [quant.quantize_weights(part, QuantConfig(weight=quantizer)) for part in jnp.split(w, 3, axis)]
+    assert np.array_equal(found.codes, jnp.concatenate([part.codes for part in parts], axis))
+    assert found.scale.shape == ((2, 1, 1, 9) if axis == -1 else (2, 3, 1, 9))
+    values = jnp.concatenate([quant.dequantize_weights(part) for part in parts], axis)
+    assert np.array_equal(quant.dequantize_weights(found), values)
+    assert len(np.unique(found.scale)) == 6
+    assert np.array_equal(quant.fake_quantize_weights(w, config, axis=axis), values)
+
+
+def test_one_shard_is_the_matrix_whatever_the_axis():
+    w = jax.random.normal(jax.random.key(1), (12, 9))
+    for axis in (None, -1, -2):
+        for found, expected in zip(
+            quant.quantize_weights(w, QuantConfig(weight_shards=1), axis), quant.quantize_weights(w, ABSMEAN), strict=True
+        ):
+            assert found.shape == expected.shape
+            assert np.array_equal(found, expected)
+
+
+def test_shards_need_the_axis_that_they_cut():
+    with pytest.raises(UserError, match="weight_shards=3 cut a matrix along its inputs or outputs: axis=None must be -2 or -1"):
+        quant.quantize_weights(jnp.ones((12, 9)), QuantConfig(weight_shards=3))
+
+
 @given(x=matrices, bits=st.integers(2, 8))
 @settings(max_examples=60, deadline=None)
 def test_activation_codes_stay_in_range_and_close(x, bits):
@@ -153,6 +190,11 @@ def test_straight_through_is_exactly_the_quantised_value(dtype):
 def test_the_gradient_passes_straight_through():
     w, x = jax.random.normal(jax.random.key(3), (2, 6, 5))
     upstream = jax.random.normal(jax.random.key(4), (6, 5))
-    for function, value in ((quant.fake_quantize_weights, w), (quant.fake_quantize_activations, x)):
-        gradient = jax.grad(lambda v, f=function: jnp.sum(f(v, ABSMEAN) * upstream))(value)
+    shards = partial(quant.fake_quantize_weights, axis=-2)
+    for function, value, config in (
+        (quant.fake_quantize_weights, w, ABSMEAN),
+        (shards, w, QuantConfig(weight_shards=3)),
+        (quant.fake_quantize_activations, x, ABSMEAN),
+    ):
+        gradient = jax.grad(lambda v, f=function, c=config: jnp.sum(f(v, c) * upstream))(value)
         assert np.array_equal(gradient, upstream)

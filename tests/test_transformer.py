@@ -42,6 +42,7 @@ VARIANTS = {
         quant=QuantConfig(weight=WeightQuantizer.SIGN),
         tie_embeddings=False,
     ),
+    "shards": tiny(quant=QuantConfig(weight_shards=2), ffn=FeedForward.RELU2),
     "grouped_fake": tiny(quant=QuantConfig(weight_group=16, arithmetic=Arithmetic.FAKE), num_kv_heads=4),
 }
 TOLERANCE = {DType.FLOAT32: {"rtol": 1e-4, "atol": 1e-4}, DType.BFLOAT16: {"rtol": 0.1, "atol": 0.1}}

@@ -320,6 +320,10 @@ def _refuse_type(config: ModelConfig, linear: BlockType, table: BlockType, targe
     if linear.ternary and quant.weight_group is not None and (linear is BlockType.I2_S or quant.weight_group % _TQ_GROUP):
         raise UserError(f"weight_group={quant.weight_group} with type={name}: I2_S has one scale for a matrix, TQ types one for each 256")
     attention = config.num_heads * config.head_dim
+    shards = quant.weight_shards
+    cut = [size // shards for size in (attention, config.ffn_size)]  # inputs of o and down that share a scale
+    if linear.ternary and shards > 1 and (linear is BlockType.I2_S or any(size % _TQ_GROUP for size in cut)):
+        raise UserError(f"weight_shards={shards} with type={name}: I2_S has one scale for a matrix, TQ types one for each 256")
     for key, size in (("hidden_size", config.hidden_size), ("ffn_size", config.ffn_size), ("num_heads * head_dim", attention)):
         if size % linear.weights:
             raise UserError(f"{key}={size} must be a multiple of {linear.weights} for type={name}")
@@ -358,7 +362,7 @@ def _metadata(config: ModelConfig, architecture: str, type: str, linear: BlockTy
 def _pieces(
     weights: Weights, path: Path, kind: BlockType, architecture: str, beside: dict[Path, np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """The bytes of a tensor; the one scale of a TQ matrix goes to `beside` where that is given."""
+    """The bytes of a tensor; the one scale of a TQ matrix goes to `beside` where that is given, and 1 where it has several."""
     name, config = "/".join(path), weights.config
     leaf = checked(weights.read(path), path, config, weights.where)
     heads = permuted_heads(path, config, architecture)
@@ -380,6 +384,8 @@ def _pieces(
             beside[path], scale = scale[0, :1].astype("<f4"), np.ones_like(scale)
     else:
         scale = np.repeat(scale, (leaf.group or 0) // _TQ_GROUP, 0)[:, order]
+        if beside is not None:
+            beside[path] = np.ones(1, "<f4")
     yield from _tq_pieces(kind, codes, scale.T, name)
 
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bitnet_jax import config as configs
+from bitnet_jax import partition
 from bitnet_jax.bitlinear import is_ternary
 from bitnet_jax.config import DType, Layers, ModelConfig
 from bitnet_jax.errors import UserError
@@ -121,9 +122,9 @@ def tensors(config: ModelConfig, encoding: Encoding | None) -> dict[str, tuple[s
             found[name] = ("", None, (*lead, *shape), paths)
             continue
         k, n = shape
-        group = config.quant.weight_group
+        scales = config.quant.scale_shape(k, n, partition.cut_axis("/".join(paths[0]), config.quant))
         found[f"{name}.codes"] = ("codes", "U8", (*lead, n, bytes_per_row(k, encoding)), paths)
-        found[f"{name}.scale"] = ("scale", "F32", (*lead, k // group, n) if group else lead, paths)
+        found[f"{name}.scale"] = ("scale", "F32", (*lead, *scales), paths)
     return found
 
 

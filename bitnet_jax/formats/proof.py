@@ -4,6 +4,7 @@ Both models run from their files, one layer in memory at a time, so that a model
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,9 +226,13 @@ def _deciding(weights: Weights) -> ModelConfig:
 
 
 def _scales(mine: PackedTernary, theirs: PackedTernary) -> tuple[np.ndarray, np.ndarray]:
-    """The scales of two matrices in one shape, whether a matrix or a group has one."""
-    shape = max((mine.scale.shape, theirs.scale.shape), key=len)
-    return np.broadcast_to(mine.scale, shape), np.broadcast_to(theirs.scale, shape)
+    """The scales of two matrices in one shape, whether a matrix or a group has one, and however many inputs a group has."""
+    if not mine.scale.ndim and not theirs.scale.ndim:
+        return np.asarray(mine.scale), np.asarray(theirs.scale)
+    rows = [np.broadcast_to(leaf.scale, (len(leaf.scale) if leaf.scale.ndim else 1, leaf.n)) for leaf in (mine, theirs)]
+    groups = math.lcm(*map(len, rows))
+    first, second = (np.repeat(scale, groups // len(scale), 0) for scale in rows)
+    return first, second
 
 
 def _different(mine: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from bitnet_jax import params as trees
-from bitnet_jax import quant
+from bitnet_jax import partition, quant
 from bitnet_jax.array_types import Array, Float, Float32, Hidden, Int32
 from bitnet_jax.bitlinear import BitLinear, is_ternary
 from bitnet_jax.config import ActivationQuantizer, ModelConfig, NormPlacement, Remat
@@ -198,7 +198,8 @@ def _compare_block(
         kernels = latent, packed
         for name in path.split("/"):
             kernels = kernels[0][name], kernels[1][name]
-        found[path] = _compare_layer(config, implementation, kernels[0]["kernel"], kernels[1]["kernel"], value, counted)
+        axis = partition.cut_axis(f"{path}/kernel", config.quant)
+        found[path] = _compare_layer(config, implementation, kernels[0]["kernel"], kernels[1]["kernel"], value, counted, axis)
     return y, difference, found
 
 
@@ -209,8 +210,9 @@ def _compare_layer(
     packed: PackedTernary,
     x: Float[Array, "B T K"],
     counted: Array,
+    axis: int | None,
 ) -> dict[str, Int32[Array, "..."]]:
-    codes, scale = quant.quantize_weights(kernel, config.quant)
+    codes, scale = quant.quantize_weights(kernel, config.quant, axis)
     scale = scale.reshape(packed.scale.shape)
     differ = unpack_codes(packed).astype(jnp.float32) != codes
     found = {

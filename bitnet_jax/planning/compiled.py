@@ -163,9 +163,9 @@ def packed_shapes(config: ModelConfig, encoding: Encoding = Encoding.TWO_BIT) ->
         if not (is_ternary(config) and trees.is_bitlinear(path)):
             return leaf
         *layers, k, n = leaf.shape
-        group = config.quant.weight_group
+        scales = config.quant.scale_shape(k, n, partition.cut_axis("/".join(path), config.quant))
         codes = jax.ShapeDtypeStruct((*layers, n, bytes_per_row(k, encoding)), jnp.uint8)
-        scale = jax.ShapeDtypeStruct((*layers,) if group is None else (*layers, k // group, n), jnp.float32)
+        scale = jax.ShapeDtypeStruct((*layers, *scales), jnp.float32)
         return PackedTernary(codes, scale, k=k, encoding=encoding)  # pyright: ignore[reportArgumentType]
 
     return trees.map_leaves(one, parameter_shapes(config))

@@ -165,6 +165,7 @@ def _quantized(w: np.ndarray, config: QuantConfig) -> tuple[np.ndarray, np.ndarr
 def _one_scale(w: np.ndarray, config: QuantConfig, label: str) -> float:
     """The scale by which a whole matrix is rounded to -1, 0 and 1."""
     others = (WeightQuantizer.SIGN, WeightQuantizer.ZERO_ONE, WeightQuantizer.NONE)  # {0, 1} has no code below -0.5
-    if config.weight_group is not None or config.weight in others:
-        raise UserError(f"quantiser {label!r} must round by one scale: weight={config.weight.value}, weight_group={config.weight_group}")
+    if config.weight_group is not None or config.weight_shards > 1 or config.weight in others:
+        shares = f"weight_group={config.weight_group}, weight_shards={config.weight_shards}"
+        raise UserError(f"quantiser {label!r} must round by one scale: weight={config.weight.value}, {shares}")
     return _quantized(w, config)[1].item()

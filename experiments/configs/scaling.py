@@ -13,8 +13,8 @@ Expected: the twin is better at every size, and the gap narrows. b1 prints no co
 2114 N^-0.391 + 3.786 and 1686 N^-0.399 + 3.733. Spectra, in nats: 185 N^-0.26 + 1.76 and 159 N^-0.26 + 1.67.
 
 Ours differs: 1,048,576 tokens a run instead of 10 to 300 billion, which is one token a parameter at 1m and a tenth of one at 10m; 38
-plays (less than one epoch of them) with a vocabulary of 1,024; sizes from 0.1 to 10 million instead of 0.1 to 30 billion; sub-norms and tied
-embeddings as in 2B4T; gradients clipped to a norm of 1.
+plays (less than one epoch of them) with a vocabulary of 1,024; sizes from 0.1 to 10 million instead of 0.1 to 30 billion; sub-norms and
+tied embeddings as in 2B4T; gradients clipped to a norm of 1.
 
 Equal tokens, equal order of the data, equal initial parameters for equal seeds. The seeds of a size are 0, 1 and 2 (10m: 0).
 

@@ -15,6 +15,7 @@ from bitnet_jax.errors import UserError
 from bitnet_jax.formats import gguf, gguf_container
 from bitnet_jax.formats import weights as leafwise
 from bitnet_jax.formats.gguf_blocks import BlockType
+from bitnet_jax.formats.proof import prove
 from bitnet_jax.formats.weights import Assets
 from bitnet_jax.transformer import Transformer, parameter_shapes
 from kernels_pallas import Encoding, PackedTernary, unpack
@@ -190,6 +191,23 @@ def test_scales_by_group_are_kept_where_the_type_has_them(tmp_path, group, targe
     np.testing.assert_array_equal(found.read(Q).scale, packed.read(Q).scale.astype(np.float16))
 
 
+SHARDS, GROUPS = {"weight_shards": 2}, {"weight_group": 512}
+
+
+@pytest.mark.parametrize(("base", "quant"), [(LLAMA, SHARDS), (BITNET, SHARDS), (BITNET, GROUPS)])
+def test_scales_of_parts_are_kept_where_the_type_has_them(tmp_path, base, quant):
+    source = random_weights(replace(base, hidden_size=512, ffn_size=1024, head_dim=128, quant=QuantConfig(**quant)))
+    found = gguf.read(written(tmp_path, source, "tq1_0"))
+    assert (found.config.quant.weight_group, found.config.quant.weight_shards) == (256, 1)
+    packed = leafwise.packed(source, found.encoding)
+    for path in (Q, ("block_1", "attn", "o", "kernel"), ("block_1", "ffn", "down", "kernel")):
+        scale = packed.read(path).scale
+        groups = found.read(path).scale
+        np.testing.assert_array_equal(groups, np.repeat(scale, len(groups) // len(scale), 0).astype(np.float16))
+        np.testing.assert_array_equal(unpack(found.read(path)), unpack(packed.read(path)))
+    prove(packed, found, rounds=True)
+
+
 @pytest.mark.parametrize(("base", "type", "target"), [(BITNET, "tq2_0", "llama.cpp"), (RELU2, "i2_s", "bitnet.cpp")])
 def test_weights_in_zero_and_one_are_kept(tmp_path, base, type, target):
     source = random_weights(replace(base, quant=QuantConfig(weight=W.ZERO_ONE)))
@@ -256,6 +274,8 @@ def test_files_of_others_have_activations_quantised_and_compute_in_float32(tmp_p
         (replace(BITNET, quant=QuantConfig(activation_bits=4)), "i2_s", "bitnet.cpp", "activation_bits=4 must be 8"),
         (replace(BITNET, quant=QuantConfig(weight_group=256)), "i2_s", "bitnet.cpp", "weight_group=256 with type=i2_s"),
         (replace(LLAMA, quant=QuantConfig(weight_group=128)), "tq2_0", "llama.cpp", "weight_group=128 with type=tq2_0"),
+        (replace(BITNET, quant=QuantConfig(weight_shards=2)), "i2_s", "bitnet.cpp", "weight_shards=2 with type=i2_s"),
+        (replace(LLAMA, quant=QuantConfig(weight_shards=2)), "tq2_0", "llama.cpp", "weight_shards=2 with type=tq2_0"),
         (replace(BITNET, ffn_size=384), "tq1_0", "llama.cpp", "ffn_size=384 must be a multiple of 256 for type=tq1_0"),
         (replace(BITNET, ffn_size=320), "i2_s", "bitnet.cpp", "ffn_size=320 must be a multiple of 128 for type=i2_s"),
         (BITNET, "q4_0", "llama.cpp", "type='q4_0' must be one of"),

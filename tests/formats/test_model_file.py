@@ -11,13 +11,13 @@ import pytest
 
 from bitnet_jax import models
 from bitnet_jax import params as trees
-from bitnet_jax.config import DType
+from bitnet_jax.config import DType, Layers, QuantConfig
 from bitnet_jax.data import byte_tokenizer
 from bitnet_jax.errors import UserError
 from bitnet_jax.formats import model_file
 from bitnet_jax.formats import weights as leafwise
 from bitnet_jax.formats.weights import Assets
-from bitnet_jax.transformer import Transformer
+from bitnet_jax.transformer import Transformer, parameter_shapes
 from kernels_pallas import Encoding, PackedTernary
 from tests.shapes import tiny
 
@@ -64,6 +64,18 @@ def test_reading_gives_what_was_written(params, encoding, tmp_path):
     assert model.packed is (encoding is not None)
     assert model.need_tokenizer() == byte_tokenizer()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("layers", list(Layers))
+def test_scales_of_shards_are_kept(layers, tmp_path):
+    config = replace(CONFIG, quant=QuantConfig(weight_shards=2), layers=layers)
+    tree = trees.pack(jax.tree.map(lambda leaf: jnp.ones(leaf.shape), parameter_shapes(config)), config)
+    path = tmp_path / "model.safetensors"
+    model_file.write(path, as_weights(tree, config))
+    found = model_file.read(path)
+    assert found.config == config
+    assert equal(leafwise.load(found), tree)
+    assert equal(leafwise.load(replace(found, tree=None)), tree)
 
 
 def test_what_is_not_packed_is_stored_in_the_compute_type(params, tmp_path):

@@ -91,6 +91,7 @@ PER_TENSOR = QuantConfig(activation=ActivationQuantizer.PER_TENSOR, activation_b
         pytest.param({}, {}, marks=pytest.mark.slow),
         pytest.param({"dtype": DType.BFLOAT16, "norm": NormPlacement.INSIDE}, {}, marks=pytest.mark.slow),
         pytest.param({"quant": GROUPS, "norm": NormPlacement.NONE}, {}, marks=pytest.mark.slow),
+        pytest.param({"quant": QuantConfig(weight_shards=2)}, {}, marks=pytest.mark.slow),
         pytest.param({"quant": PER_TENSOR, "ffn": FeedForward.GELU}, {}, marks=pytest.mark.slow),
         pytest.param({"linear": Linear.FULL}, {}, marks=pytest.mark.slow),
     ],

@@ -61,16 +61,26 @@ def test_a_packed_model_is_the_latent_one(implementation):
     [
         tiny(norm=NormPlacement.INSIDE, dtype=DType.BFLOAT16, num_layers=1),
         tiny(quant=QuantConfig(weight_group=16), num_layers=1),
+        tiny(quant=QuantConfig(weight_shards=2), num_layers=1),
         tiny(quant=QuantConfig(weight=WeightQuantizer.ZERO_ONE), num_layers=1),
         tiny(quant=QuantConfig(activation=ActivationQuantizer.NONE), norm=NormPlacement.NONE, num_layers=1),
     ],
-    ids=["inside_bfloat16", "grouped", "zero_one", "weight_only"],
+    ids=["inside_bfloat16", "grouped", "shards", "zero_one", "weight_only"],
 )
 def test_the_proof_covers_every_kind_of_model(config):
     found = check(trees.pack(latent(config), config, Encoding.BASE3), config)
     assert (found.weights_differ, found.scales_differ, found.accumulators_differ) == (0, 0, 0)
     assert found.weights == WEIGHTS // 2
     assert (found.accumulators > 0) == (config.quant.activation is not ActivationQuantizer.NONE)
+
+
+def test_packed_shards_make_the_tokens_of_the_latent_ones():
+    config = replace(CONFIG, quant=QuantConfig(weight_shards=2))
+    found = check(trees.pack(latent(config), config), config, max_new_tokens=5)
+    found.require()
+    assert found.tokens == 10
+    assert found.accumulators == COLUMNS * 4
+    assert found.scales == COLUMNS + 2 * (32 + 32)  # one a column, and one more where the inputs are cut
 
 
 def test_one_wrong_weight_is_found():

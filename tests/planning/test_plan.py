@@ -69,9 +69,9 @@ def test_the_seed_claim_of_100b_needs_a_bandwidth():
     assert found.bytes / 1e9 == pytest.approx(26.0, abs=0.8)  # 99 billion weights of 2 bits, and a float32 table of 1 GB
 
 
-@pytest.mark.parametrize("group", [None, 16])
-def test_packed_shapes_are_those_of_packed_parameters(group):
-    config = replace(MODEL, quant=replace(MODEL.quant, weight_group=group))
+@pytest.mark.parametrize("scales", [{}, {"weight_group": 16}, {"weight_shards": 2}])
+def test_packed_shapes_are_those_of_packed_parameters(scales):
+    config = replace(MODEL, quant=replace(MODEL.quant, **scales))
     tree = Transformer(config).init(jax.random.key(0), jax.numpy.zeros((1, 1), jax.numpy.int32))["params"]
     packed = params.pack(tree, config)
     shapes = compiled.packed_shapes(config)

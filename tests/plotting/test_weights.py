@@ -82,7 +82,7 @@ def test_latent_weights_are_counted_in_units_of_their_scale() -> None:
     assert [line.get_xdata()[0] for line in axes.lines] == [-0.5, 0.5]
 
 
-@pytest.mark.parametrize("config", [SIGN, ZERO_ONE, NONE, GROUPED])
+@pytest.mark.parametrize("config", [SIGN, ZERO_ONE, NONE, GROUPED, QuantConfig(weight_shards=2)])
 def test_a_quantiser_without_one_scale_is_refused_where_there_must_be_one(config: QuantConfig) -> None:
     with pytest.raises(UserError, match=f"must round by one scale: weight={config.weight.value}, weight_group={config.weight_group}"):
         plotting.scales(W, {"this": config})

@@ -29,11 +29,13 @@ MESHES = {"8,1": (1, 8, 1, 1), "4,2": (1, 4, 2, 1), "2,2,2": (2, 2, 2, 1), "sequ
 MODEL = ModelConfig(vocab_size=64, hidden_size=32, ffn_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_seq_len=16)
 WEIGHTS = replace(MODEL, quant=QuantConfig(activation=ActivationQuantizer.NONE))
 """Another rounding of a sum can put an activation on another code, a difference of a whole step; here nothing but rounding is left."""
+SHARDS = replace(MODEL, quant=QuantConfig(activation=ActivationQuantizer.NONE, weight_shards=2))
 CASES: dict[str, tuple[ModelConfig, dict[str, tuple[Gather, ...]]]] = {
     "bitnet": (MODEL, {"8,1": tuple(Gather), "2,2,2": tuple(Gather)}),
     "weights": (WEIGHTS, dict.fromkeys(MESHES, (Gather.LATENT,))),
     "twin": (replace(MODEL.twin, tie_embeddings=False), {"2,2,2": (Gather.LATENT,)}),
     "loop": (replace(WEIGHTS, layers=Layers.LOOP), {"2,2,2": (Gather.LATENT,)}),
+    "shards": (SHARDS, {"2,2,2": (Gather.LATENT, Gather.TWO_BIT)}),
     "warming": (WEIGHTS, {"2,2,2": (Gather.LATENT,)}),
 }
 """Name → model, and the meshes it is computed on with what is gathered; the first of a mesh is held to one device, others to the first."""

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bitnet_jax import partition
-from bitnet_jax.config import Gather, MeshConfig
+from bitnet_jax import dot, partition
+from bitnet_jax.config import ActivationQuantizer, Gather, MeshConfig, QuantConfig, WeightQuantizer
 from bitnet_jax.errors import UserError
+from bitnet_jax.params import LINEAR
 from bitnet_jax.training import loop, sharding
+from bitnet_jax.training.collectives import collectives
 from bitnet_jax.training.optimizer import make_optimizer
 from bitnet_jax.training.sharding import Rows
 from tests.training.runs import small_config
@@ -65,6 +69,46 @@ def test_codes_travel_in_place_of_latent_weights_when_asked_and_change_nothing(f
     assert sent["two_bit"]["sent"]["all-gather u8"][1] == 2 * each / 4
     table = sent["int8"]["sent"]["all-gather f32"][1]
     assert sent["latent"]["sent"]["all-gather f32"][1] >= table + 4 * each  # four bytes a weight forward
+
+
+@pytest.mark.slow
+def test_a_step_on_shards_sends_fewer_sums(found: dict[str, Any]) -> None:
+    """Of the two models that differ in nothing else; what is left is of activations, gradients and the batch."""
+    whole, cut = (found[name]["2,2,2"]["latent"]["sent"]["all-reduce f32"] for name in ("weights", "shards"))
+    assert cut[0] < whole[0]
+    assert found["shards"]["2,2,2"]["two_bit"]["loss"] == 0
+    assert found["shards"]["2,2,2"]["two_bit"]["same"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "gather"), [*((WeightQuantizer.ABSMEAN, gather) for gather in Gather), (WeightQuantizer.SIGN, Gather.LATENT)]
+)
+@pytest.mark.parametrize(("path", "sums"), [("blocks/attn/q/kernel", 0), ("blocks/ffn/down/kernel", 1)])
+def test_the_scales_of_shards_are_computed_where_their_weights_lie(weight: WeightQuantizer, path: str, sums: int, gather: Gather) -> None:
+    """Nothing is sent for a product on two devices of `tensor` but the sum over its inputs, where these are cut; four parts are as good."""
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=2))
+    assert mesh is not None
+    x, kernel = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32), np.zeros((24, 16), np.float32)
+    kernel[:] = np.random.default_rng(1).normal(size=kernel.shape) * np.linspace(0.1, 3, 16)
+
+    def compiled(shards: int) -> tuple[int, np.ndarray]:
+        config = QuantConfig(weight=weight, weight_shards=shards, activation=ActivationQuantizer.NONE)
+        axis = partition.cut_axis(path, config)
+        alone = dot.quantized(jnp.asarray(x), jnp.asarray(kernel), config, axis=axis)
+        with sharding.inside(mesh):
+            place = partition.placement(path, gather)
+            spec = partition.spec(path, 2)
+            places = NamedSharding(mesh, P(None, spec[0] if sums else None)), NamedSharding(mesh, spec)
+            product = jax.jit(lambda x, w: dot.quantized(x, w, config, place, axis=axis), in_shardings=places)
+            y = product(*jax.device_put((x, kernel), places))
+            text = product.lower(x, kernel).compile().as_text()
+        np.testing.assert_allclose(y, alone, rtol=1e-5, atol=1e-5)
+        return sum(traffic.count for traffic in collectives(text).values()), np.asarray(y)
+
+    whole, two, four = compiled(1), compiled(2), compiled(4)
+    assert whole[0] > sums
+    assert (two[0], four[0]) == (sums, sums)
+    assert not np.allclose(two[1], four[1])
 
 
 # --- the mesh --------------------------------------------------------------------------------------------------------
@@ -123,6 +167,15 @@ def test_codes_cannot_travel_while_quantisation_is_warmed_up() -> None:
     for gather in (Gather.INT8, Gather.TWO_BIT):
         with pytest.raises(UserError, match=rf"gather={gather.value} sends codes, and quant_warmup_steps=2 needs latent weights"):
             replace(config, mesh=MeshConfig(gather=gather))
+
+
+def test_shards_cut_what_tensor_devices_share() -> None:
+    two = QuantConfig(weight_shards=2)
+    names = {name: partition.cut_axis(f"block_0/attn/{name}/kernel", two) for name in LINEAR}
+    assert names == {"q": -1, "k": -1, "v": -1, "o": -2, "gate": -1, "up": -1, "down": -2}
+    assert partition.cut_axis("my/layer/kernel", QuantConfig()) is None
+    with pytest.raises(UserError, match="parameter my/layer/kernel fits no rule"):
+        partition.cut_axis("my/layer/kernel", two)
 
 
 def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error() -> None:

@@ -257,6 +257,7 @@ def plan(config: ModelConfig, layout: str, *, packed: bool) -> Layout:
     eight = quant.activation_bits == 8
     _refuse(not eight, f"activation_bits={quant.activation_bits}: its activations have 8 bits")
     _refuse(quant.weight_group is not None, f"weight_group={quant.weight_group}: it has one scale for a matrix")
+    _refuse(quant.weight_shards > 1, f"weight_shards={quant.weight_shards}: it has one scale for a matrix")
     if layout == "master":
         _refuse(
             quant.weight is not WeightQuantizer.ABSMEAN, f"weight quantiser {quant.weight.value} in the master layout: its own is absmean"

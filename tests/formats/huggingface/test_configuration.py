@@ -156,6 +156,8 @@ def test_what_is_written_is_read_again(config: ModelConfig, layout: str) -> None
         (replace(LIKE, quant=QuantConfig(activation_bits=4)), "packed", False, "activation_bits=4"),
         (replace(LIKE, quant=QuantConfig(weight_group=16)), "packed", False, "weight_group=16"),
         (replace(LIKE, quant=QuantConfig(weight_group=16)), "master", False, "weight_group=16"),
+        (replace(LIKE, quant=QuantConfig(weight_shards=2)), "packed", False, "weight_shards=2: it has one scale"),
+        (replace(LIKE, quant=QuantConfig(weight_shards=2)), "master", False, "weight_shards=2: it has one scale"),
         (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.ABSMEDIAN)), "master", False, "absmedian in the master layout"),
         (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.ZERO_ONE)), "master", False, "zero_one in the master layout"),
         (replace(LIKE, quant=QuantConfig(weight=WeightQuantizer.NONE)), "master", False, "weight quantiser none"),

@@ -13,6 +13,7 @@ from bitnet_jax.config import ActivationQuantizer, DType, FeedForward, Linear, M
 from bitnet_jax.errors import UserError
 from bitnet_jax.formats import huggingface, safetensors
 from bitnet_jax.formats import weights as leafwise
+from bitnet_jax.formats.proof import prove
 from bitnet_jax.formats.weights import Weights
 from bitnet_jax.params import is_bitlinear
 from kernels_pallas import Encoding, PackedTernary
@@ -120,6 +121,15 @@ def test_weights_alone_quantised_are_written_as_what_they_multiply_with(tmp_path
     found = huggingface.read(tmp_path / "model", variant="trilm")
     assert found.config.quant == replace(quant, weight=WeightQuantizer.ABSMAX)
     check_equal(weights, leafwise.packed(found, Encoding.TWO_BIT))
+
+
+def test_shards_of_weights_alone_quantised_are_written_as_what_they_multiply_with(tmp_path: Path) -> None:
+    quant = QuantConfig(activation=ActivationQuantizer.NONE, weight_shards=2)
+    weights = leafwise.packed(model(norm=NormPlacement.NONE, ffn_size=64, quant=quant), Encoding.TWO_BIT)
+    huggingface.write(tmp_path / "model", weights, layout="master")
+    found = huggingface.read(tmp_path / "model", variant="trilm")
+    assert (found.config.quant.weight_group, found.config.quant.weight_shards) == (16, 1)
+    prove(weights, found)
 
 
 def test_scales_are_bfloat16_only_if_that_loses_nothing(tmp_path: Path) -> None:
