@@ -191,10 +191,9 @@ def test_scales_by_group_are_kept_where_the_type_has_them(tmp_path, group, targe
     np.testing.assert_array_equal(found.read(Q).scale, packed.read(Q).scale.astype(np.float16))
 
 
-SHARDS, GROUPS = {"weight_shards": 2}, {"weight_group": 512}
-
-
-@pytest.mark.parametrize(("base", "quant"), [(LLAMA, SHARDS), (BITNET, SHARDS), (BITNET, GROUPS)])
+@pytest.mark.parametrize(
+    ("base", "quant"), [(LLAMA, {"weight_shards": 2}), (BITNET, {"weight_shards": 2}), (BITNET, {"weight_group": 512})]
+)
 def test_scales_of_parts_are_kept_where_the_type_has_them(tmp_path, base, quant):
     source = random_weights(replace(base, hidden_size=512, ffn_size=1024, head_dim=128, quant=QuantConfig(**quant)))
     found = gguf.read(written(tmp_path, source, "tq1_0"))
