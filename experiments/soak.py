@@ -34,8 +34,8 @@ FLAGS = tuple(
 KINDS = ("kill one", "kill both", "terminate one")
 MOMENTS = ("start", "steps", "save")
 _WHEN = {"start": "while they start", "steps": "between steps", "save": "while a checkpoint is written"}
-_PATIENCE = 120.0
-"""Seconds in which the processes that are left must end."""
+_PATIENCE = 400.0
+"""Seconds in which the processes that are left must end: more than `distributed.PATIENCE`, which one waits for another that never came."""
 
 
 def main(args: list[str] | None = None) -> int:

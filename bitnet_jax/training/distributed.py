@@ -4,6 +4,7 @@ One process a host (TPU), or one a GPU or a node (SLURM). The first, of index 0,
 """
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from bitnet_jax.errors import RunError, UserError
 
+PATIENCE = 300.0
+"""Seconds that process 0 may take to start, as JAX waits for the others; what is started by hand or by a queue comes at its own time."""
 _MESSAGE = 2048
 """Bytes of an error that is passed on."""
 
@@ -49,12 +52,29 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
         if processes == 1:
             return
+        if process > 0:
+            _wait_for(host.strip("[]"), int(port))
     elif not _surroundings():
         return
+    # JAX's own handler of SIGTERM would swallow one that comes before the loop's is in place: the run would go on to its end.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except Exception as error:
         raise RunError(f"the processes of this run did not meet: {_first_line(error)}") from error
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Returns once process 0 answers; raises RunError where it does not in time. JAX itself would end the process with a stack of C++."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, port), 5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise RunError(f"process 0 of this run does not answer at {host}:{port} in {PATIENCE:.0f} s: {error}") from error
+        time.sleep(0.2)
 
 
 def _surroundings() -> bool:

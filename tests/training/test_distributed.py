@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from bitnet_jax.errors import UserError
+from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import distributed
 from tests.training import runs
 
@@ -145,6 +146,26 @@ def test_what_is_said_of_other_processes_must_be_whole() -> None:
     ):
         with pytest.raises(UserError, match=message):
             distributed.join(**wrong)
+
+
+def test_no_signal_is_left_to_jax_which_would_swallow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = jax.config.jax_enable_preemption_service
+    seen = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: seen.append(jax.config.jax_enable_preemption_service))
+    try:
+        distributed.join("127.0.0.1:1234", 2, 0)
+    finally:
+        jax.config.update("jax_enable_preemption_service", before)
+    assert seen == [False]
+
+
+def test_a_leader_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "PATIENCE", 0.5)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        with pytest.raises(RunError, match=rf"process 0 of this run does not answer at 127.0.0.1:{port} in 0 s: .*refused"):
+            distributed.join(f"127.0.0.1:{port}", 2, 1)
 
 
 def test_a_run_of_one_process_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
