@@ -1,12 +1,14 @@
 """A measurement's process: on so many cores, and no more memory or time counted than its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitnet_jax.errors import UserError
@@ -55,23 +57,26 @@ def run(command: Sequence[str], threads: int, environment: Mapping[str, str] | N
     allowed = cores()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         begun = time.monotonic()
-        os.sched_setaffinity(0, allowed[:threads])  # inherited before the program's first instruction
+        process = None
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,  # Ctrl-C is for this process to handle
-            )
-        finally:
-            os.sched_setaffinity(0, allowed)
-        try:
+            with _signals_later():  # one in between would leave a process that nobody knows
+                os.sched_setaffinity(0, allowed[:threads])  # inherited before the program's first instruction
+                try:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=errors,
+                        env={**os.environ, **(environment or {})},
+                        start_new_session=True,  # Ctrl-C is for this process to handle
+                    )
+                finally:
+                    os.sched_setaffinity(0, allowed)
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process is not None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             raise
         seconds = time.monotonic() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -80,3 +85,20 @@ def run(command: Sequence[str], threads: int, environment: Mapping[str, str] | N
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
     return Ended(code=process.returncode, output=texts[0], errors=texts[1], seconds=seconds, peak_bytes=usage.ru_maxrss * 1024)
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Puts off SIGINT and SIGTERM to its end."""
+    if threading.current_thread() is not threading.main_thread():  # where Python handles none
+        yield
+        return
+    caught: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in caught:
+            signal.raise_signal(number)

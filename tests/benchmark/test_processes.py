@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,3 +71,18 @@ def test_interrupted_it_ends_the_process_and_all_that_it_started(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail("a process outlived the measurement")
+
+
+def test_a_signal_while_a_process_is_started_leaves_none(monkeypatch):
+    """The worst moment: the process is there, and nobody has its number yet."""
+    started, real = [], subprocess.Popen
+
+    def start(*args, **options):
+        started.append(real(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        processes.run([sys.executable, "-c", "import time; time.sleep(60)"], 1)
+    assert started[0].poll() == -signal.SIGKILL
