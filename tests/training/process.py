@@ -5,6 +5,7 @@
 RUN_CHANGES is the JSON of changes to `runs.small_config`, RUN_PAUSE the seconds a batch takes. DEVICES are simulated on the CPU.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -49,6 +50,7 @@ def changes() -> dict[str, Any]:
 
 def main() -> int:
     """Trains, and prints what a reporter of the leading process is told."""
+    faulthandler.enable()  # one ended by a segmentation fault once, and nobody knows where
     folder, steps, devices = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_disable_most_optimizations", True)
