@@ -1,28 +1,18 @@
 """Programs compiled for TPUs on a machine that has none, by libtpu (extra `tpu-aot`). Nothing is run."""
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.experimental.layout import Format, Layout
 
+from bitnet_jax.planning.compiled import described
 from kernels_pallas import ArgSpec, PackedTernary, bytes_per_row, mosaic_tpu, ternary_matmul
 from kernels_pallas.block_config import TpuConfig
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1", "7x": "tpu7x:2x2x1"}
 """The smallest slice that libtpu has a name for, by the chip's name in `kernels_pallas.arg_specs.CHIPS`."""
-
-# What a virtual machine with a TPU would tell; and several processes may compile at a time.
-_SETTINGS = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def compile_for(chip: str, spec: ArgSpec, form: str) -> Any:
@@ -31,9 +21,7 @@ def compile_for(chip: str, spec: ArgSpec, form: str) -> Any:
     The kernel with activations in int8 ("int8"), quantised in it ("fused") or in bfloat16 ("bf16 activations"), on weights that lie as
     `mosaic_tpu.place` puts them; and XLA's products of unpacked weights: "xla bf16", "xla int8", "xla int4".
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    device = described(TOPOLOGIES[chip])[0]
     here = jax.sharding.SingleDeviceSharding(device)
 
     def array(shape: tuple[int, ...], dtype: Any, sharding: Any = here) -> jax.ShapeDtypeStruct:

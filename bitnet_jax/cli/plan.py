@@ -74,7 +74,7 @@ def configured(args: Args) -> TrainConfig:
     if args.dtype is not None:
         model = replace(model, dtype=args.dtype)
     if args.mesh is not None:
-        if dataclasses.replace(mesh, gather=Gather.LATENT) != MeshConfig():
+        if replace(mesh, gather=Gather.LATENT) != MeshConfig():
             raise UserError(f"mesh {args.mesh!r} and --mesh.AXIS are both given: must be one of them")
         mesh = mesh_config(args.mesh, mesh.gather)
     if args.gather is not None:

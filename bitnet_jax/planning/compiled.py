@@ -86,17 +86,22 @@ def devices(topology: Topology) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"plans for {topology.name} need libtpu: pip install 'bitnet-jax[tpu-aot]', or --no-compile plans by formula")
-    from jax.experimental import topologies
-
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     try:
-        found = list(topologies.get_topology_desc(platform="tpu", topology_name=topology.libtpu_name).devices)
+        found = described(topology.libtpu_name)
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"libtpu knows no topology {topology.name}: {' '.join(str(error).split())[:200]}") from None
     if len(found) != topology.devices:
         raise UserError(f"topology {topology.name} has {len(found)} devices for libtpu: must be {topology.devices}, as its shape says")
     return found
+
+
+def described(name: str) -> list[Any]:
+    """The devices of what libtpu calls `name`; raises what libtpu does where it knows none."""
+    from jax.experimental import topologies
+
+    for setting, value in _SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
 
 
 def make_mesh(config: TrainConfig, devices: list[Any]) -> Mesh | None:

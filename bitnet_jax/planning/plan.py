@@ -53,24 +53,16 @@ class Times:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """A training step on a machine; everything but `tokens_per_second`, `mfu` and `days` is of one device.
+class Room:
+    """The memory of a program on one device.
 
     Attributes:
-        source: how memory and transfers were found: by which compiler, or by formula.
+        source: how memory, and what a program sends, was found: by which compiler, or by formula.
         memory: bytes by kind.
         total: bytes in all.
         capacity: bytes of memory there are.
         fits: whether they are enough.
         message: what the compiler said where they are not.
-        flops: operations of a step, by formula.
-        bytes: read and written in memory in a step, by formula.
-        counted: operations and bytes by XLA's count, in which the body of a loop counts once.
-        sent: (kind, element type) → transfers in a step.
-        times: seconds of a step.
-        tokens_per_second: of the whole machine, if nothing overlaps and if everything does.
-        mfu: model FLOP utilisation, likewise.
-        days: for the tokens asked for, likewise; None where none were.
         compile_seconds: None where nothing was compiled.
     """
 
@@ -80,6 +72,51 @@ class Training:
     capacity: float
     fits: bool
     message: str | None
+    compile_seconds: float | None
+
+
+def _room(by_formula: dict[str, int], program: compiled.Program | None, temporaries: str, rates: Rates) -> Room:
+    """As the compiler says of `program`, or the formula where nothing was compiled; `temporaries` is what to call those."""
+    if program is None:
+        total = sum(by_formula.values())
+        return Room(
+            source=FORMULA,
+            memory=by_formula,
+            total=total,
+            capacity=rates.capacity,
+            fits=total <= rates.capacity,
+            message=None,
+            compile_seconds=None,
+        )
+    memory = program.arguments
+    if program.temporary is not None and program.output is not None:
+        memory = memory | {temporaries: program.temporary, "results": program.output}
+    return Room(
+        source=f"compiled ahead of time, {program.compiler}",
+        memory=memory,
+        total=program.total,
+        capacity=rates.capacity,
+        fits=program.fits,
+        message=program.message,
+        compile_seconds=program.seconds,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Room):
+    """A training step on a machine; everything but `tokens_per_second`, `mfu` and `days` is of one device.
+
+    Attributes:
+        flops: operations of a step, by formula.
+        bytes: read and written in memory in a step, by formula.
+        counted: operations and bytes by XLA's count, in which the body of a loop counts once.
+        sent: (kind, element type) → transfers in a step.
+        times: seconds of a step.
+        tokens_per_second: of the whole machine, if nothing overlaps and if everything does.
+        mfu: model FLOP utilisation, likewise.
+        days: for the tokens asked for, likewise; None where none were.
+    """
+
     flops: formulas.Flops
     bytes: float
     counted: dict[str, float]
@@ -88,7 +125,6 @@ class Training:
     tokens_per_second: tuple[float, float] | None
     mfu: tuple[float, float] | None
     days: tuple[float, float] | None
-    compile_seconds: float | None
 
 
 def training(
@@ -113,31 +149,19 @@ def training(
     by_formula, flops, moved = formulas.memory(config, shape), formulas.flops(config, topology.devices), formulas.step_bytes(config, shape)
     program = None if devices is None else compiled.train(config, devices)
     sent = program.sent if program is not None and program.fits else formulas.collectives(config, shape)
-    if program is None:
-        memory = {part.name: getattr(by_formula, part.name) for part in dataclasses.fields(by_formula)}
-    else:
-        memory = program.arguments
-        if program.temporary is not None and program.output is not None:
-            memory = memory | {"gradients, activations and other temporaries": program.temporary, "results": program.output}
-    total = by_formula.total if program is None else program.total
+    room = _room(dataclasses.asdict(by_formula), program, "gradients, activations and other temporaries", rates)
     bytes_sent = sum(one.bytes for one in sent.values())
     times = Times(
         compute=None if rates.flops is None else flops.computed / rates.flops,
         memory=moved / rates.memory,
         links=0.0 if not bytes_sent else None if rates.link is None else bytes_sent / rates.link,
     )
-    tokens, fits = formulas.tokens(config), total <= rates.capacity if program is None else program.fits
-    pace = None
-    if times.least is not None and times.most is not None and fits:
+    tokens, pace = formulas.tokens(config), None
+    if times.least is not None and times.most is not None and room.fits:
         pace = tokens / times.most, tokens / times.least
     each = flops.model / tokens
     return Training(
-        source=FORMULA if program is None else f"compiled ahead of time, {program.compiler}",
-        memory=memory,
-        total=total,
-        capacity=rates.capacity,
-        fits=fits,
-        message=None if program is None else program.message,
+        **vars(room),
         flops=flops,
         bytes=moved,
         counted={} if program is None else program.counted,
@@ -146,43 +170,28 @@ def training(
         tokens_per_second=pace,
         mfu=None if pace is None or rates.flops is None else (pace[0] * each / rates.flops, pace[1] * each / rates.flops),
         days=None if pace is None or budget is None else (budget / pace[0] / _DAY, budget / pace[1] / _DAY),
-        compile_seconds=None if program is None else program.seconds,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(Room):
     """One decode step of packed weights on one device.
 
     Attributes:
-        source: how memory was found: by which compiler, or by formula.
         batch: rows that each get a token.
         context: tokens there is room for.
-        memory: bytes by kind.
-        total: bytes in all.
-        capacity: bytes of memory there are.
-        fits: whether they are enough.
-        message: what the compiler said where they are not.
         bytes: read in a step: every weight once, and a full cache of keys and values.
         flops: operations of a step.
         times: seconds of a step.
         tokens_per_second: of all rows, at the most.
-        compile_seconds: None where nothing was compiled.
     """
 
-    source: str
     batch: int
     context: int
-    memory: dict[str, int]
-    total: int
-    capacity: float
-    fits: bool
-    message: str | None
     bytes: int
     flops: float
     times: Times
     tokens_per_second: float | None
-    compile_seconds: float | None
 
 
 def serving(config: ModelConfig, rates: Rates, batch: int, context: int, device: Any | None = None, table: str = "float32") -> Serving:
@@ -207,34 +216,22 @@ def serving(config: ModelConfig, rates: Rates, batch: int, context: int, device:
     cache = costs.kv_cache_bytes(config, batch, context)
     one = traffic(config, storage, table, context, 0)
     program = None if device is None else compiled.decode(config, device, batch, context)
-    if program is None:
-        memory = {"matrices": parts.linear, "embedding, head and norms": parts.total - parts.linear, "keys and values": cache}
-        if table != "float32":
-            memory["table of the first pass"] = one.head
-        total = sum(memory.values())
-    else:
-        memory, total = program.arguments, program.total
-        if program.temporary is not None and program.output is not None:
-            memory = memory | {"temporaries": program.temporary, "results": program.output}
+    by_formula = {"matrices": parts.linear, "embedding, head and norms": parts.total - parts.linear, "keys and values": cache}
+    if table != "float32":
+        by_formula["table of the first pass"] = one.head
+    room = _room(by_formula, program, "temporaries", rates)
     moved = one.linear + one.head + batch * one.cache
     flops = float(batch * costs.forward_flops(config, context))
     # A CPU's peak is not in the tables: a step of few rows waits for memory there.
     times = Times(compute=0.0 if rates.flops is None else flops / rates.flops, memory=moved / rates.memory, links=0.0)
-    fits = total <= rates.capacity if program is None else program.fits
     return Serving(
-        source=FORMULA if program is None else f"compiled ahead of time, {program.compiler}",
+        **vars(room),
         batch=batch,
         context=context,
-        memory=memory,
-        total=total,
-        capacity=rates.capacity,
-        fits=fits,
-        message=None if program is None else program.message,
         bytes=moved,
         flops=flops,
         times=times,
-        tokens_per_second=batch / times.least if times.least and fits else None,
-        compile_seconds=None if program is None else program.seconds,
+        tokens_per_second=batch / times.least if times.least and room.fits else None,
     )
 
 
