@@ -22,7 +22,7 @@ from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.training import codes, distributed, run_directory, sharding
 from bitnet_jax.training.checkpoints import Checkpoints, Warn, read_state
 from bitnet_jax.training.logs import Line, Logs
-from bitnet_jax.training.optimizer import Optimizer, Params, make_optimizer
+from bitnet_jax.training.optimizer import Optimizer, Params, copies, make_optimizer
 from bitnet_jax.training.report import Quiet, Reporter, RunStart
 from bitnet_jax.training.signals import StopRequest
 from bitnet_jax.training.stall import Timely
@@ -427,7 +427,7 @@ def _check_memory(config: TrainConfig) -> None:
     """Raises UserError where parameters, gradients and moments alone exceed the memory of the devices: better now than killed later."""
     average = config.optimizer.ema_decay is not None
     parameters, limit = costs.parameters(config.model).total, device_memory()
-    needed = (20 if average else 16) * parameters
+    needed = 4 * (copies(config.optimizer) + 1) * parameters
     if limit is not None and jax.local_devices()[0].platform != "cpu":
         limit *= jax.device_count()
     if limit is not None and needed > limit:

@@ -53,6 +53,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     return Optimizer(optax.with_extra_args_support(optax.chain(*links)), rate, decay)
 
 
+def copies(config: OptimizerConfig) -> int:
+    """Trees of the parameters' size and type in a run's state: the parameters, two moments, and their average if one is kept."""
+    return 3 if config.ema_decay is None else 4
+
+
 def averaged(state: Any) -> Params:
     """The moving average of the parameters that the state of an optimizer with `ema_decay` holds."""
     return next(leaf for leaf in jax.tree.leaves(state, is_leaf=_is_average) if _is_average(leaf)).average

@@ -14,7 +14,7 @@ from bitnet_jax.errors import RunError, UserError
 from bitnet_jax.evaluation import evaluator
 from bitnet_jax.training import distributed, loop, run_directory, sharding
 from bitnet_jax.training.loop import Evaluate, Summary
-from bitnet_jax.training.optimizer import Params
+from bitnet_jax.training.optimizer import Params, copies
 from bitnet_jax.training.report import Reporter
 
 _TOKENIZER = "tokenizer.json"
@@ -106,8 +106,7 @@ def rehearse(
 
     In a folder beside `out`, for it must lie on the same disk: two steps, the evaluation and a checkpoint, and a second start that reads
     the checkpoint. Before that, `out` must be one that the run can begin or go on in, and the disk is held to the checkpoints that it will
-    keep. A signal ends it as it ends a run, and is
-    `stopped_by` of what is returned.
+    keep. A signal ends it as it ends a run, and is `stopped_by` of what is returned.
 
     Raises:
         UserError: as `train_run`, or the folder beside `out` exists: what is removed in the end must be the rehearsal's alone.
@@ -144,8 +143,7 @@ def _make(place: Path) -> None:
 
 def _check_disk(config: TrainConfig, place: Path) -> None:
     """Raises RunError where the checkpoints that are kept, and one being written, have no room."""
-    copies = 3 if config.optimizer.ema_decay is None else 4  # parameters, two moments and their average
-    each = 4 * copies * costs.parameters(config.model).total
+    each = 4 * copies(config.optimizer) * costs.parameters(config.model).total
     count, free = config.output.keep_checkpoints + 1, shutil.disk_usage(place).free
     if count * each > free:
         raise RunError(

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,10 +63,7 @@ def check(config: TrainConfig, shape: dict[str, int]) -> None:
     Raises:
         UserError: batch, window or a size of the model is no multiple of the devices that share it.
     """
-    rows, shared = config.batch_size // config.accumulation, shape["data"] * shape["fsdp"]
-    if rows % shared:
-        of = f"batch_size={config.batch_size}" + (f" / accumulation={config.accumulation}" if config.accumulation > 1 else "")
-        raise UserError(f"{of} must be a multiple of data={shape['data']} * fsdp={shape['fsdp']}: these devices share the rows")
+    _check_rows(config.batch_size, config.accumulation, shape)
     if config.data.seq_len % shape["sequence"]:
         raise UserError(f"seq_len={config.data.seq_len} must be a multiple of sequence={shape['sequence']}")
     for path, leaf in _leaves(parameter_shapes(config.model)):
@@ -132,9 +129,7 @@ def rows(mesh: Mesh | None, batch_size: int) -> Rows:
     """
     if mesh is None:
         return Rows(0, 1)
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    if batch_size % (data * fsdp):
-        raise UserError(f"batch_size={batch_size} must be a multiple of data={data} * fsdp={fsdp}: these devices share the rows")
+    _check_rows(batch_size, 1, mesh.shape)
     if jax.process_count() == 1:
         return Rows(0, 1)
     places = NamedSharding(mesh, P(partition.BATCH)).addressable_devices_indices_map((batch_size,))
@@ -144,6 +139,12 @@ def rows(mesh: Mesh | None, batch_size: int) -> Rows:
     if any(before[1] != after[0] for before, after in itertools.pairwise(spans)) or start % size or batch_size % size:
         raise UserError(f"the devices of process {jax.process_index()} hold rows {spans} of {batch_size}: must be one of equal parts")
     return Rows(start // size, batch_size // size)
+
+
+def _check_rows(batch_size: int, accumulation: int, shape: Mapping[str, int]) -> None:
+    if batch_size // accumulation % (shape["data"] * shape["fsdp"]):
+        of = f"batch_size={batch_size}" + (f" / accumulation={accumulation}" if accumulation > 1 else "")
+        raise UserError(f"{of} must be a multiple of data={shape['data']} * fsdp={shape['fsdp']}: these devices share the rows")
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh | None, part: Rows) -> dict[str, jax.Array]:
